@@ -1,0 +1,109 @@
+"""Masks: which weights are kept, and the guarantee that the others are exactly zero."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+PRUNABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that criteria score and masks cover, in parameter order: conv and linear; no biases, no BatchNorm."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, PRUNABLE_LAYERS)]
+    names = {f"{layer}.weight" if layer else "weight" for layer in layers}
+    found = {name: p for name, p in model.named_parameters() if name in names}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no convolution or linear layer: there is nothing to prune")
+    return found
+
+
+class Masks(Mapping[str, Tensor]):
+    """Parameter name -> bool tensor of the parameter's shape, True where the weight is kept."""
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise ValueError(f"the mask of {name} must be a bool tensor, not {mask.dtype}")
+        self._masks = dict(masks)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({self.num_kept} of {self.num_weights} weights in {len(self)} layers kept)"
+
+    @property
+    def num_weights(self) -> int:
+        return sum(mask.numel() for mask in self._masks.values())
+
+    @property
+    def num_kept(self) -> int:
+        return sum(int(mask.sum()) for mask in self._masks.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the covered weights that is removed."""
+        return 1 - self.num_kept / self.num_weights
+
+    def empty_layers(self) -> list[str]:
+        """Names of the layers of which nothing is kept."""
+        return [name for name, mask in self._masks.items() if not mask.any()]
+
+    def check(self, sparsity: float, *, allow_empty: bool = False) -> Masks:
+        """Self, after checking that the asked sparsity was met and that no layer was left with nothing."""
+        # One weight of slack: the share removed is a whole number of weights.
+        assert abs(self.sparsity - sparsity) * self.num_weights <= 1, f"asked {sparsity}, achieved {self.sparsity}"
+        empty = self.empty_layers()
+        if empty and not allow_empty:
+            raise ValueError(
+                f"at sparsity {sparsity} nothing is left of {', '.join(empty)}: ask for a lower sparsity, or set "
+                "allow_empty (sound only where a shortcut goes round the layer)"
+            )
+        return self
+
+    def attach(self, model: nn.Module) -> contextlib.ExitStack:
+        """Zero the pruned weights of `model` and keep their gradients at zero until the returned stack is closed.
+
+        With a fresh element-wise optimiser the weights then stay exactly zero under momentum, weight decay and
+        gradient averaging, and no step has to multiply by a mask.
+        """
+        parameters = dict(model.named_parameters())
+        unknown = [name for name in self._masks if name not in parameters]
+        if unknown:
+            raise ValueError(f"the masks name {', '.join(unknown)}, which {type(model).__name__} does not have")
+        hooks = contextlib.ExitStack()
+        for name, mask in self._masks.items():
+            parameter = parameters[name]
+            if parameter.shape != mask.shape:
+                raise ValueError(f"{name} has shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}")
+            mask = mask.to(parameter.device)
+            with torch.no_grad():
+                parameter.masked_fill_(~mask, 0)
+            hooks.callback(parameter.register_hook(_gradient_mask(mask)).remove)
+        return hooks
+
+    def verify(self, model: nn.Module) -> None:
+        """ValueError that names every layer in which a pruned weight is not exactly zero."""
+        parameters = dict(model.named_parameters())
+        wrong = [
+            f"{name} ({count})"
+            for name, mask in self._masks.items()
+            if (count := int(parameters[name].detach()[~mask.to(parameters[name].device)].count_nonzero()))
+        ]
+        if wrong:
+            raise ValueError(f"pruned weights are not zero in {', '.join(wrong)}")
+
+
+def _gradient_mask(mask: Tensor):
+    # where, not a product: an overflowed gradient times 0 would be nan.
+    return lambda gradient: torch.where(mask, gradient, 0)

@@ -1,0 +1,5 @@
+"""Architectures by name."""
+
+from compression.models.registry import MODELS, build
+
+__all__ = ["MODELS", "build"]

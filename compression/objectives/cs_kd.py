@@ -1,0 +1,53 @@
+"""CS-KD: class-wise self-knowledge distillation (Yun et al., CVPR 2020, arXiv 2003.13964)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
+
+
+class CSKD(Objective):
+    """CE(f(x), y) + weight * T^2 * KL(softmax(f(x') / T) || softmax(f(x) / T)) with x' another image of the class.
+
+    The partner's logits come from a forward of their own, without a graph (so, in train mode, with BatchNorm statistics
+    of their own), as in the authors' code.
+    """
+
+    needs = frozenset({"paired"})
+
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0) -> None:
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+        self.weight = weight
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        if batch.paired is None:
+            raise ValueError("CS-KD needs batch.paired: for each image another one of the same class")
+        logits = full_precision(model(batch.images))
+        with torch.no_grad():
+            partner = model(batch.paired)
+        return {
+            "cross_entropy": F.cross_entropy(logits, batch.labels),
+            "cs_kd": self.weight * distillation_divergence(partner, logits, self.temperature),
+        }
+
+
+@dataclass(frozen=True)
+class CSKDConfig:
+    """Self-distillation between two images of one class."""
+
+    temperature: float = 4.0
+    """divides the logits before the softmax"""
+    weight: float = 1.0
+    """of the distillation term beside the cross-entropy"""
+
+    label = "CS-KD"
+
+    def objective(self) -> CSKD:
+        return CSKD(self.temperature, self.weight)

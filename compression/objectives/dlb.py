@@ -1,0 +1,89 @@
+"""DLB: self-distillation from the last mini-batch (Shen et al., CVPR 2022, arXiv 2203.16172)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The batch before: its second view, and the logits (N, K) that its first view had when it was trained on."""
+
+    view: Tensor
+    labels: Tensor
+    index: Tensor
+    logits: Tensor
+    epoch: int
+
+
+class DLB(Objective):
+    """Each batch is seen twice: now, and in the next step under its second view, taught by its own logits of now.
+
+    CE over the 2N logits of the last batch's second view and this batch's first
+    + weight * T^2 * KL(last logits, detached || the second view's logits). The first step is CE alone. The two forwards
+    are separate, so in train mode each has BatchNorm statistics of its own. What is remembered goes on across epochs.
+    """
+
+    needs = frozenset({"second_view", "index"})
+    replicated = False
+
+    def __init__(self, temperature: float = 3.0, weight: float = 1.0) -> None:
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+        self.weight = weight
+        self.last: _Last | None = None
+        self._epoch = 0
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        self._epoch = epoch
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        if batch.second_view is None:
+            raise ValueError("DLB needs batch.second_view: the same images under a second augmentation")
+        last = self.last
+        logits = full_precision(model(batch.images))
+        self.last = _Last(batch.second_view, batch.labels, batch.index, logits.detach(), self._epoch)
+        if last is None:
+            return {"cross_entropy": F.cross_entropy(logits, batch.labels)}
+        again = full_precision(model(last.view))
+        return {
+            "cross_entropy": F.cross_entropy(torch.cat([again, logits]), torch.cat([last.labels, batch.labels])),
+            "dlb": self.weight * distillation_divergence(last.logits, again, self.temperature),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.last is None:
+            return {}
+        return {"index": self.last.index, "logits": self.last.logits, "epoch": torch.tensor(self.last.epoch)}
+
+    def load_state_dict(self, state: dict[str, Tensor], batch_at: Callable[[Tensor, int], Batch]) -> None:
+        if not state:
+            self.last = None
+            return
+        epoch = int(state["epoch"])
+        batch = batch_at(state["index"], epoch)
+        assert batch.second_view is not None
+        self.last = _Last(batch.second_view, batch.labels, state["index"], state["logits"], epoch)
+
+
+@dataclass(frozen=True)
+class DLBConfig:
+    """Self-distillation from the last mini-batch."""
+
+    temperature: float = 3.0
+    """divides the logits before the softmax"""
+    weight: float = 1.0
+    """of the distillation term beside the cross-entropy"""
+
+    label = "DLB"
+
+    def objective(self) -> DLB:
+        return DLB(self.temperature, self.weight)

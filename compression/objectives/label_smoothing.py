@@ -1,0 +1,52 @@
+"""Label smoothing (Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv 1512.00567)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import Model, Objective, full_precision
+
+Spread = Literal["all", "others"]
+
+
+class LabelSmoothing(Objective):
+    """Cross-entropy with a target that keeps 1 - epsilon on the label and spreads epsilon.
+
+    spread "all" (the paper's, and PyTorch's): epsilon / K on each of the K classes, the label included.
+    spread "others" (Tf-KD's code): epsilon / (K - 1) on each class but the label.
+    """
+
+    def __init__(self, epsilon: float = 0.1, spread: Spread = "all") -> None:
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon must lie in [0, 1), not {epsilon}")
+        if spread not in ("all", "others"):
+            raise ValueError(f'spread must be "all" or "others", not {spread!r}')
+        self.epsilon = epsilon
+        self.spread = spread
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        logits = full_precision(model(batch.images))
+        num_classes = logits.shape[1]
+        # A target without mass on the label, epsilon spread over K - 1, is one over K with epsilon K / (K - 1).
+        epsilon = self.epsilon * (num_classes / (num_classes - 1) if self.spread == "others" else 1.0)
+        return {"label_smoothing": F.cross_entropy(logits, batch.labels, label_smoothing=epsilon)}
+
+
+@dataclass(frozen=True)
+class LabelSmoothingConfig:
+    """Cross-entropy with smoothed labels."""
+
+    epsilon: float = 0.1
+    """share of the target taken from the label"""
+    spread: Spread = "all"
+    """over all classes (the paper) or over the others only (Tf-KD's code)"""
+
+    label = "LS"
+
+    def objective(self) -> LabelSmoothing:
+        return LabelSmoothing(self.epsilon, self.spread)

@@ -1,0 +1,119 @@
+"""PS-KD: self-knowledge distillation, targets refined by the epoch before (Kim et al., ICCV 2021, arXiv 2006.12000)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import Model, Objective, full_precision
+
+
+class PSKD(Objective):
+    """Cross-entropy with the target (1 - alpha_t) * onehot + alpha_t * p, p the sample's softmax of the epoch before.
+
+    alpha_t = alpha * (epoch + 1) / num_epochs. In epoch 0, and for a sample not seen yet, p is the label itself.
+    The memory is (num_train, K), one row a sample, written at every call; a row of zeros means "not seen".
+
+    Before the first `begin_epoch` alpha_t is alpha and the memory counts: criteria call the objective so, and step k of
+    their inner loop then sees as p the softmax of step k - 1. (Taken literally, epoch 0 would be plain cross-entropy.)
+    """
+
+    needs = frozenset({"index"})
+
+    def __init__(self, alpha: float = 0.8) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+        self.alpha = alpha
+        self.alpha_now = alpha
+        self.memory: Tensor | None = None
+        self.num_samples = 0
+        self._first_epoch = False
+        self._fresh: list[Tensor] = []
+
+    def setup(self, info, device: torch.device) -> None:
+        self.num_samples = info.sizes["train"]
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        self.alpha_now = self.alpha * (epoch + 1) / num_epochs
+        self._first_epoch = epoch == 0
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        logits = full_precision(model(batch.images))
+        log_probabilities = F.log_softmax(logits, dim=1)
+        previous = self._previous(batch, logits)
+        self._remember(batch.index, log_probabilities.detach().exp())
+        soft = -(previous * log_probabilities).sum(dim=1).mean()
+        return {
+            "cross_entropy": (1 - self.alpha_now) * F.cross_entropy(logits, batch.labels),
+            "ps_kd": self.alpha_now * soft,
+        }
+
+    def scoring_batches(self, steps: int) -> int:
+        return 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.memory is None else {"memory": self.memory}
+
+    def load_state_dict(self, state: dict[str, Tensor], batch_at: Callable[[Tensor, int], Batch]) -> None:
+        self.memory = state.get("memory")
+        self._fresh = []
+
+    def sync(self) -> None:
+        """Bring the rows written since the last call to every worker."""
+        if not (dist.is_initialized() and dist.get_world_size() > 1) or self.memory is None or not self._fresh:
+            self._fresh = []
+            return
+        # Every worker has written equally many rows: each takes an equal share of every global batch.
+        index = torch.cat(self._fresh)
+        rows = self.memory[index]
+        world_size = dist.get_world_size()
+        all_index = [torch.empty_like(index) for _ in range(world_size)]
+        all_rows = [torch.empty_like(rows) for _ in range(world_size)]
+        dist.all_gather(all_index, index)
+        dist.all_gather(all_rows, rows)
+        self.memory[torch.cat(all_index)] = torch.cat(all_rows)
+        self._fresh = []
+
+    def _previous(self, batch: Batch, logits: Tensor) -> Tensor:
+        """(N, K): the remembered probabilities, the label's where there are none."""
+        onehot = F.one_hot(batch.labels, logits.shape[1]).to(logits.dtype)
+        memory = self._sized_memory(batch.index, logits)
+        if self._first_epoch:
+            return onehot
+        rows = memory[batch.index]
+        return torch.where(rows.sum(dim=1, keepdim=True) > 0, rows, onehot)
+
+    def _sized_memory(self, index: Tensor, logits: Tensor) -> Tensor:
+        if self.memory is None:
+            # Without `setup` (a criterion tried by hand) the batch itself says how many rows there must be.
+            num_rows = self.num_samples or int(index.max()) + 1
+            self.memory = torch.zeros(num_rows, logits.shape[1], dtype=logits.dtype, device=logits.device)
+        elif not self.num_samples and int(index.max()) >= len(self.memory):
+            missing = int(index.max()) + 1 - len(self.memory)
+            self.memory = torch.cat([self.memory, self.memory.new_zeros(missing, logits.shape[1])])
+        return self.memory
+
+    def _remember(self, index: Tensor, probabilities: Tensor) -> None:
+        assert self.memory is not None
+        self.memory[index] = probabilities.to(self.memory.dtype)
+        if dist.is_initialized():
+            self._fresh.append(index)
+
+
+@dataclass(frozen=True)
+class PSKDConfig:
+    """Self-distillation from the sample's own prediction of the epoch before."""
+
+    alpha: float = 0.8
+    """weight of the remembered prediction in the target at the last epoch; it grows linearly from 0"""
+
+    label = "PS-KD"
+
+    def objective(self) -> PSKD:
+        return PSKD(self.alpha)

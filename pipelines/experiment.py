@@ -1,0 +1,109 @@
+"""Experiment: everything that can change a result. Placement: where and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from compression.methods import EPSD, Dense, EarlyPruning
+from pipelines import identity
+from pipelines.data.config import CIFAR10, CIFAR100, Digits, ImageNet, Images
+from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
+    epochs: int = 15
+    """passes over the training split"""
+    batch_size: int = 128
+    """images per step over all workers together"""
+    optimizer: SGD | AdamW | TorchOptimizer = field(default_factory=SGD)
+    schedule: MultiStep | Cosine = field(default_factory=Cosine)
+    warmup_epochs: float = 0.0
+    """epochs over which the learning rate rises linearly to its full value"""
+    precision: Precision = "float32"
+    """bfloat16 is autocast with float32 weights; float64 is for checks"""
+    channels_last: bool = True
+    """memory layout of images and convolutions"""
+    compile: bool = False
+    """torch.compile the network: slower to start, faster to run"""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be 1 or more, not {self.epochs} and {self.batch_size}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must lie in [0, {self.epochs}], not {self.warmup_epochs}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, whole: the same values give the same result, wherever it runs."""
+
+    method: Dense | EarlyPruning | EPSD = field(default_factory=EPSD)
+    model: str = "resnet20"
+    """architecture by name: resnet20, resnet32, resnet56, resnet18_small, resnet18, resnet34, resnet50"""
+    data: Digits | CIFAR10 | CIFAR100 | Images | ImageNet = field(default_factory=Digits)
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    """decides initial weights, data order, augmentation and the validation split"""
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits: equal for experiments that must give the same result."""
+        return identity.identity(self)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of convolution and linear weights removed."""
+        return getattr(self.method, "sparsity", 0.0)
+
+    @property
+    def name(self) -> str:
+        """One readable line: what is run."""
+        sparsity = f" at {self.sparsity:.4g}" if self.sparsity else ""
+        return f"{self.method.label}{sparsity}, {self.model} on {self.data.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how experiments run. Not part of what they are."""
+
+    workers: int | None = None
+    """processes that train one experiment together; 0 = in this process
+    (default: 0; inside a Ray job one per GPU of the cluster, or 1)"""
+    launcher: Literal["local", "ray"] | None = None
+    """who starts the workers: this machine's processes, or Ray Train (default: ray inside a Ray job, else local)"""
+    strategy: Literal["single", "ddp", "deepspeed"] | None = None
+    """how workers share the training (default: ddp for 2 or more workers)"""
+    parallel: int = 1
+    """single-process experiments side by side"""
+    threads: int = 1
+    """CPU threads of each process; more change the order of sums, so they are part of a bit-exact resume"""
+    storage: str = "runs"
+    """folder that holds everything of every run; start the same command with the same folder to go on"""
+    tracking_uri: str | None = None
+    """MLflow: sqlite:///FILE or http://HOST:PORT (default: mlflow.db in the storage folder)"""
+    checkpoint_steps: int = 0
+    """training steps between checkpoints, beside the one after each epoch; 0 = after epochs only"""
+    keep: int = 2
+    """checkpoints kept of each training"""
+    loader_workers: int = 4
+    """image-decoding processes of each worker, for data that is not held in memory"""
+    accept_placement: bool = False
+    """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
+
+
+def parameters(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, plain value) of every field, and (name, class name) of every part that has alternatives."""
+    for item in fields(value):
+        part = getattr(value, item.name)
+        if is_dataclass(part):
+            yield prefix + item.name, type(part).__name__
+            yield from parameters(part, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, part

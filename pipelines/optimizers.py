@@ -1,0 +1,119 @@
+"""Optimisers and learning-rate schedules: their configs, and what is built from them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+ELEMENTWISE = frozenset(
+    {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop"}
+)
+"""torch.optim classes that update each weight from its own gradient alone: a masked weight stays exactly zero."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 0.1
+    """peak learning rate"""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+
+    def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            groups,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            fused=True,
+        )
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    lr: float = 1e-3
+    """peak learning rate"""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+
+    def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """Any other optimiser of torch.optim, by the name of its class, with its own defaults."""
+
+    name: str = "RMSprop"
+    lr: float = 1e-3
+    """peak learning rate"""
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+        if self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1)
+            raise ValueError(f"torch.optim has no {self.name!r}; " + (f"did you mean {near[0]}?" if near else str(known)))
+
+    def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+        return getattr(torch.optim, self.name)(groups, lr=self.lr, weight_decay=self.weight_decay)
+
+
+OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    """Constant learning rate, multiplied by gamma at milestones."""
+
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """shares of the training after which it drops"""
+    gamma: float = 0.1
+
+    def factor(self, progress: float) -> float:
+        return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Learning rate that falls along a half cosine."""
+
+    final: float = 0.0
+    """share of the peak that is left at the end"""
+
+    def factor(self, progress: float) -> float:
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiStep | Cosine) -> float:
+    """What the peak learning rate is multiplied by at `step` (from 0) of `total_steps`."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return schedule.factor((step - warmup_steps) / max(total_steps - warmup_steps, 1))
+
+
+def parameter_groups(model: nn.Module) -> list[dict]:
+    """All parameters under one set of values (weight decay on BatchNorm and biases too, as the papers' code does)."""
+    return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for an optimiser under which masked weights would not stay zero."""
+    name = type(optimizer).__name__
+    if name not in ELEMENTWISE:
+        raise ValueError(
+            f"{name} does not update each weight from its own gradient alone, so pruned weights would not stay zero; "
+            f"use one of {', '.join(sorted(ELEMENTWISE))}"
+        )
