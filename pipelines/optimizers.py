@@ -82,18 +82,19 @@ class MultiStep:
     """shares of the training after which it drops"""
     gamma: float = 0.1
 
-    def factor(self, progress: float) -> float:
-        return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+    def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        return self.gamma ** sum(step >= milestone * total_steps for milestone in self.milestones)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Learning rate that falls along a half cosine."""
+    """Learning rate that falls along a half cosine from the end of the warm-up."""
 
     final: float = 0.0
     """share of the peak that is left at the end"""
 
-    def factor(self, progress: float) -> float:
+    def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -101,7 +102,7 @@ def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiS
     """What the peak learning rate is multiplied by at `step` (from 0) of `total_steps`."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    return schedule.factor((step - warmup_steps) / max(total_steps - warmup_steps, 1))
+    return schedule.factor(step, total_steps, warmup_steps)
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:

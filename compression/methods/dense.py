@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from compression.objectives import CrossEntropyConfig
-from compression.objectives.base import ObjectiveConfig
+from compression.objectives import CrossEntropyConfig, ObjectiveConfig
 from compression.session import Session
 
 

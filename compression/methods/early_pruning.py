@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compression import allocation
-from compression.criteria.base import CriterionConfig
-from compression.criteria.prospr import ProsPrConfig
-from compression.objectives import CrossEntropy, CrossEntropyConfig
-from compression.objectives.base import ObjectiveConfig
+from compression.criteria import CriterionConfig, ProsPrConfig
+from compression.objectives import CrossEntropy, CrossEntropyConfig, ObjectiveConfig
 from compression.session import Session
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compression import allocation, criteria
-from compression.objectives import CSKDConfig
-from compression.objectives.base import ObjectiveConfig
+from compression.objectives import CSKDConfig, ObjectiveConfig
 from compression.session import Session
 
 

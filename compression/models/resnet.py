@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision import models
 
 
 def imagenet(depth: int, num_classes: int) -> nn.Module:
     """torchvision's ResNet of 18, 34 or 50 layers with random weights."""
+    from torchvision import models  # takes seconds to import, and the small networks do without
+
     return getattr(models, f"resnet{depth}")(num_classes=num_classes)
 
 

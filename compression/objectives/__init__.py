@@ -6,14 +6,7 @@ from compression.objectives.cs_kd import CSKD, CSKDConfig
 from compression.objectives.dlb import DLB, DLBConfig
 from compression.objectives.label_smoothing import LabelSmoothing, LabelSmoothingConfig
 from compression.objectives.ps_kd import PSKD, PSKDConfig
-
-OBJECTIVES = {
-    "cross_entropy": CrossEntropyConfig,
-    "label_smoothing": LabelSmoothingConfig,
-    "cs_kd": CSKDConfig,
-    "ps_kd": PSKDConfig,
-    "dlb": DLBConfig,
-}
+from compression.objectives.registry import OBJECTIVES, ObjectiveConfig
 
 __all__ = [
     "CSKD",
@@ -27,5 +20,6 @@ __all__ = [
     "LabelSmoothing",
     "LabelSmoothingConfig",
     "Objective",
+    "ObjectiveConfig",
     "PSKDConfig",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -52,17 +52,6 @@ class Objective:
     def scoring_batches(self, steps: int) -> int:
         """How many batches a criterion with `steps` inner steps takes under this objective: 1 or steps + 1."""
         return steps + 1
-
-
-class ObjectiveConfig(Protocol):
-    """A frozen dataclass that makes an objective."""
-
-    @property
-    def label(self) -> str:
-        """The objective's name in tables and tags."""
-        ...
-
-    def objective(self) -> Objective: ...
 
 
 def full_precision(logits: Tensor) -> Tensor:

@@ -1,0 +1,298 @@
+"""Our own checkpoint store for one folder of a local filesystem, and the small durable writes it is made of.
+
+Whatever is written here is either there as a whole or not at all, also after a kill or a power cut: content goes to a
+hidden neighbour, is synced to the disk, and gets its name by a rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+"""Version of the storage's layout; another one cannot be read."""
+
+_STEP = re.compile(r"(\.replaced-)?step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `CheckpointStore.save` was given, with all tensors on the CPU."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The newest `keep` checkpoints of one run, in one folder; one writer at a time (hold a `Lock`)."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        assert keep >= 1, f"keep must be at least 1, not {keep}"
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
+        """Make this the latest checkpoint; when it returns, the checkpoint is on the disk.
+
+        tensors: group name ("model", "objective.rank0") -> name -> tensor; any device, strides and dtype.
+        state: plain JSON. Checkpoints of higher steps are removed: the run went on from before them.
+        OSError (a full disk) leaves the earlier checkpoints as they were.
+        """
+        assert step >= 0
+        assert all(re.fullmatch(r"\w[\w.-]*", group) for group in tensors), f"not file names: {list(tensors)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        temporary = self._hidden()
+        try:
+            temporary.mkdir()
+            for group, mapping in tensors.items():
+                _write(temporary / f"{group}.safetensors", _tensor_bytes(mapping))
+            _write(temporary / "state.json", _json({"groups": list(tensors), "state": state}))
+            _sync_folder(temporary)
+            self._put(temporary, self.folder / f"step-{step:08d}")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._remove_others(step)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest complete checkpoint or None; a broken one is skipped with a warning, the last one a ValueError."""
+        paths = self._paths()
+        for step in sorted(paths, reverse=True):
+            try:
+                record = read_json(paths[step] / "state.json")
+                tensors = {group: load_tensors(paths[step] / f"{group}.safetensors") for group in record["groups"]}
+                return Checkpoint(step, tensors, record["state"])
+            except (OSError, ValueError, KeyError) as error:
+                if step == min(paths):
+                    raise ValueError(
+                        f"checkpoint {paths[step]} is broken ({error}) and there is no older one: "
+                        f"delete {self.folder} to start this run from its beginning"
+                    ) from error
+                warnings.warn(f"checkpoint {paths[step]} is broken ({error}): going on from an older one", stacklevel=2)
+        return None
+
+    def _paths(self) -> dict[int, Path]:
+        """step -> folder. One that was moved aside counts where its replacement did not come to be."""
+        if not self.folder.is_dir():
+            return {}
+        found = [(match, path) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))]
+        aside_first = sorted(found, key=lambda item: item[0][1] is None)
+        return {int(match[2]): path for match, path in aside_first}
+
+    def _put(self, temporary: Path, target: Path) -> None:
+        """Give a complete folder its name. A folder cannot be renamed over another one: that is moved aside before,
+        under a name which `_paths` knows, so that a kill between the two renames loses nothing."""
+        aside = target.with_name(f".replaced-{target.name}")
+        if target.exists():
+            self._discard(aside)
+            os.rename(target, aside)
+        os.rename(temporary, target)
+        _sync_folder(self.folder)
+        self._discard(aside)
+
+    def _remove_others(self, step: int) -> None:
+        paths = self._paths()
+        kept = sorted((s for s in paths if s <= step), reverse=True)[: self.keep]
+        for other in set(paths) - set(kept):
+            self._discard(paths[other])
+
+    def _discard(self, path: Path) -> None:
+        """Renamed first: a kill while it is being removed must not leave half a checkpoint under its name."""
+        if path.exists():
+            hidden = self._hidden()
+            os.rename(path, hidden)
+            shutil.rmtree(hidden)
+
+    def _hidden(self) -> Path:
+        return self.folder / f".partial-{uuid.uuid4().hex}"
+
+
+def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically; tensors of any device and strides."""
+    write_atomically(path, _tensor_bytes(mapping))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. ValueError that names the file if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        # Not the memory-mapped load_file: these tensors must outlive the file, which keep-k may remove.
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically as JSON; NaN and infinities are written in Python's spelling, which read_json reads."""
+    write_atomically(path, _json(value))
+
+
+def read_json(path: Path) -> Any:
+    """The value that `write_json` wrote. ValueError that names the file if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no complete JSON file: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either as before or whole, and on the disk when this returns; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _write(temporary, data)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Lock:
+    """Held by one process at a time, on one file: `with Lock(path).acquire(print): ...`.
+
+    The kernel releases it when the process dies, however it dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, on_wait: Callable[[str], None] = lambda text: print(text, file=sys.stderr)) -> Lock:
+        """Wait until the lock is free and take it; while another holds it, `on_wait` is told once who does."""
+        assert self._descriptor is None, f"{self.path} is already held here"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+                on_wait(f"waiting for {holder}, which holds {self.path}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        _HELD.add(descriptor)
+        return self
+
+    def release(self) -> None:
+        if self._descriptor is not None and self._descriptor in _HELD:
+            _HELD.remove(self._descriptor)
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> Lock:
+        return self if self._descriptor is not None else self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _drop_inherited_locks() -> None:
+    """A forked child shares its parent's locks and would hold them on after the parent's death."""
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+_HELD: set[int] = set()
+os.register_at_fork(after_in_child=_drop_inherited_locks)
+
+
+def open_storage(root: str | Path) -> Path:
+    """The storage folder as an absolute path; made if missing.
+
+    ValueError for what is no local folder, cannot be written, or has another format version.
+    """
+    folder = _local_folder(str(root))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions do not tell: root passes them on read-only mounts, and network filesystems have their own.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"orchard")
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"storage {folder} cannot be written: {reason}; choose another with --storage") from error
+    marker = folder / "orchard.json"
+    if not marker.exists():
+        write_json(marker, {"format": FORMAT})
+    content = read_json(marker)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"storage {folder} has format {found!r}, this Orchard reads format {FORMAT}: choose another folder with "
+            f"--storage, or use the version of Orchard that wrote it"
+        )
+    return folder
+
+
+def _local_folder(root: str) -> Path:
+    # One slash: a round trip through Path turns s3://bucket into s3:/bucket.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", root):
+        parts = urlsplit(root)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise ValueError(f"storage {root!r} is not a local folder: mount it, and give its path with --storage")
+        root = unquote(parts.path)
+    if not root:
+        raise ValueError("storage is empty: give a folder with --storage")
+    return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _tensor_bytes(mapping: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in mapping.items():
+        copied = tensor.detach().cpu().contiguous()
+        # safetensors takes no two tensors that share memory (tied weights).
+        if copied.untyped_storage().data_ptr() in storages:
+            copied = copied.clone()
+        storages.add(copied.untyped_storage().data_ptr())
+        plain[name] = copied
+    return save(plain)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""main(recipe): parse, show, launch, report. Every entry script is a recipe and this."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from pipelines.driver import Ended, run_experiments
+from pipelines.experiment import Experiment, Placement, parameters
+from pipelines.recipes.parts import Choices
+
+Recipe = Callable[[Choices, Path], Experiment]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line says."""
+
+    choices: Annotated[Choices, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    placement: Annotated[Placement, tyro.conf.arg(name="")]
+    suite: str
+    """MLflow experiment under which the run is tracked"""
+
+
+@dataclass(frozen=True)
+class _First:
+    """The options that decide which other options there are."""
+
+    choices: Annotated[Choices, tyro.conf.arg(name="")]
+    storage: str = Placement.storage
+
+
+OPTIONS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+
+
+def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """Run the recipe as the command line changes it; 0 = finished, 1 = the run failed, 2 = the command is wrong."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    console = Console()
+    try:
+        command = parse(recipe, argv)
+        show(command, console)
+        name = recipe.__name__
+        [ended] = run_experiments([command.experiment], command.placement, command.suite, name, console)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        return 2
+    return report([ended], console)
+
+
+def parse(recipe: Recipe, argv: Sequence[str]) -> Command:
+    """The command line over the recipe's values. ValueError for a value that cannot be."""
+    asks_help = {"-h", "--help"} & set(argv)
+    first, _ = tyro.cli(
+        _First,
+        default=_First(Choices()),
+        args=[word for word in argv if word not in ("-h", "--help")],
+        return_unknown_args=True,
+        console_outputs=not asks_help,
+        config=OPTIONS,
+    )
+    experiment = recipe(first.choices, Path(first.storage).absolute() / "smoke")
+    default = Command(Choices(), experiment, Placement(), suite=experiment.data.label)
+    description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
+    return tyro.cli(Command, default=default, args=argv, description=description, config=OPTIONS)
+
+
+def show(command: Command, console: Console) -> None:
+    """The whole experiment, before it starts."""
+    lines = [f"{command.experiment.name}   (identity {command.experiment.identity})"]
+    for name, value in parameters(command.experiment):
+        lines.append(f"  {name} = {value}")
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def report(ended: Sequence[Ended], console: Console) -> int:
+    """Say where everything is; the exit status."""
+    for end in ended:
+        if end.error is not None or end.result is None:
+            text = f"failed: {end.experiment.name}: {end.error}"
+            Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+            continue
+        accuracy = end.result["metrics"]["test/accuracy"]
+        text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {end.run_id}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    return 1 if any(end.error is not None or end.result is None for end in ended) else 0

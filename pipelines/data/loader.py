@@ -1,0 +1,195 @@
+"""Loader: the one interface through which training sees data, whatever backend holds it.
+
+Order, shards, partners and the held-out split are decided here, from the seed alone; a backend only reads views.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from compression.batch import Batch
+from compression.session import Info
+from pipelines.data import draws, image_folders, sources, splits
+from pipelines.data.config import Data, ImageNet
+from pipelines.data.folder import FolderStore
+from pipelines.data.memory import MemoryStore
+from pipelines.data.views import Request, Store, View
+
+NEEDS = frozenset({"index", "paired", "second_view"})
+# Part of each view's key: a number once given stays, or every experiment's draws change.
+_IMAGES, _SECOND_VIEW, _PARTNER = 0, 1, 2
+
+
+def open_loader(
+    config: Data, seed: int, device: torch.device | str, dtype: torch.dtype = torch.float32, workers: int = 0
+) -> Loader:
+    """The data set that `config` describes, as an experiment with `seed` sees it.
+
+    device, dtype: of the batches' images. workers: decoding processes, where images are decoded on the fly.
+    FileNotFoundError, ValueError: the files are absent or wrong; the message names them.
+    """
+    device = torch.device(device)
+    if isinstance(config, ImageNet):
+        classes, train, test = image_folders.scan(config.root, ("val",))
+        parts = {"train": train, "test": test}
+        store = FolderStore(parts, config.image_size, config.resize, device, dtype, workers)
+        labels = {part: folder.labels for part, folder in parts.items()}
+        shape, num_classes = (3, config.image_size, config.image_size), len(classes)
+        fingerprint = image_folders.fingerprint(train, test)
+    else:
+        arrays = sources.read(config)
+        store = MemoryStore(arrays, config.augmentation, device, dtype)
+        labels, num_classes, fingerprint = arrays.labels, arrays.num_classes, arrays.fingerprint
+        height, width = arrays.images["train"].shape[1:3]
+        shape = (3, height, width)
+    return Loader(store, labels, num_classes, shape, fingerprint, config.val_fraction, seed)
+
+
+class Loader:
+    """Batches of one data set under one seed.
+
+    info: classes, input shape and the sizes of "train", "val" and "test".
+    fingerprint: a short hash of what the data is, the same wherever it lies.
+    Batch sizes are global: with several workers each gets its share of the rows.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: Mapping[str, Tensor],
+        num_classes: int,
+        input_shape: tuple[int, int, int],
+        fingerprint: str,
+        val_fraction: float,
+        seed: int,
+    ) -> None:
+        """labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows."""
+        train, val = splits.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
+        test = torch.arange(len(labels["test"]))
+        self.info = Info(num_classes, input_shape, {"train": len(train), "val": len(val), "test": len(test)})
+        self.fingerprint = fingerprint
+        self._store = store
+        self._seed = seed
+        # Of each split: the part that holds it, the rows there, and the labels.
+        self._splits = {
+            "train": ("train", train.to(store.host), labels["train"][train].to(store.host)),
+            "val": ("train", val.to(store.host), labels["train"][val].to(store.host)),
+            "test": ("test", test.to(store.host), labels["test"].to(store.host)),
+        }
+        targets = labels["train"][train]
+        counts = torch.bincount(targets, minlength=num_classes)
+        # Training samples sorted by class; a class's members are one run of them.
+        self._members = targets.argsort(stable=True).to(store.host)
+        self._first = (counts.cumsum(0) - counts).to(store.host)
+        self._counts = counts.to(store.host)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Global batches in an epoch; the last incomplete one is dropped. ValueError: there is not one."""
+        num = self.info.sizes["train"]
+        if not 1 <= batch_size <= num:
+            raise ValueError(f"batch_size is {batch_size}, but there are {num} training samples: use 1 to {num}")
+        return num // batch_size
+
+    def epoch(
+        self,
+        stage: str,
+        epoch: int,
+        batch_size: int,
+        needs: frozenset[str],
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """This worker's share of each global batch from `start` on: rows rank * B / W to (rank + 1) * B / W.
+
+        needs: what a batch must hold beyond images and labels, of NEEDS.
+        ValueError: the batch does not divide by the workers or is larger than the data, or a need is unknown.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        assert 0 <= rank < world_size
+        assert start >= 0
+        _check_needs(needs)
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size {batch_size} does not divide by {world_size} workers: use a multiple of {world_size}"
+            )
+        share = batch_size // world_size
+
+        def requests() -> Iterator[Request]:
+            key = draws.stream(self._seed, stage, epoch, "order")
+            order = draws.permutation(key, self.info.sizes["train"]).to(self._store.host)
+            for step in range(start, steps):
+                first = step * batch_size + rank * share
+                yield self._request(stage, epoch, order[first : first + share], needs)
+
+        return self._store.read(requests())
+
+    def batches(self, stage: str, num: int, batch_size: int, needs: frozenset[str]) -> list[Batch]:
+        """The first `num` global batches of `stage`, from epoch 0 on into the next ones if it holds fewer."""
+        steps = self.steps_per_epoch(batch_size)
+        found: list[Batch] = []
+        for epoch in range(-(-num // steps)):
+            found += itertools.islice(self.epoch(stage, epoch, batch_size, needs), num - len(found))
+        return found
+
+    def batch_at(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str]) -> Batch:
+        """Any training samples as that epoch of that stage drew them, bit for bit. index: (N,) int64, any device."""
+        _check_needs(needs)
+        return next(self._store.read([self._request(stage, epoch, index.to(self._store.host), needs)]))
+
+    def evaluation(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """The split "val" or "test" without augmentation, each sample once over all workers; the last may be short.
+
+        A worker may get fewer batches than another, so nothing collective belongs into the loop over them. Here
+        Batch.index is the position in `split`.
+
+        ValueError: another split, an empty one, or a batch size below 1.
+        """
+        if split not in ("val", "test"):
+            raise ValueError(f'evaluation is on "val" or "test", not {split!r}')
+        size = self.info.sizes[split]
+        if size == 0:
+            raise ValueError(f'the split "{split}" is empty: give data.val_fraction a value above 0')
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        part, rows, labels = self._splits[split]
+
+        def requests() -> Iterator[Request]:
+            for first in range(0, size, batch_size):
+                count = min(batch_size, size - first)
+                begin, end = first + rank * count // world_size, first + (rank + 1) * count // world_size
+                if begin < end:
+                    index = torch.arange(begin, end, device=self._store.host)
+                    view = View(rows[begin:end], index, None)
+                    yield Request(part, index, labels[begin:end], {"images": view})
+
+        return self._store.read(requests())
+
+    def close(self) -> None:
+        """Let go of memory; the loader cannot be used again."""
+        self._store.close()
+
+    def _request(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str]) -> Request:
+        part, rows, labels = self._splits["train"]
+        targets = labels[index]
+
+        def view(number: int, sample: Tensor) -> View:
+            return View(rows[sample], index, draws.stream(self._seed, stage, epoch, "view", number))
+
+        views = {"images": view(_IMAGES, index)}
+        if "second_view" in needs:
+            views["second_view"] = view(_SECOND_VIEW, index)
+        if "paired" in needs:
+            key = draws.stream(self._seed, stage, epoch, "partner")
+            at = self._first[targets] + draws.below(key, index, 0, self._counts[targets])
+            views["paired"] = view(_PARTNER, self._members[at])
+        return Request(part, index, targets, views)
+
+
+def _check_needs(needs: frozenset[str]) -> None:
+    if not needs <= NEEDS:
+        raise ValueError(f"unknown needs {sorted(needs - NEEDS)}: a batch can hold {sorted(NEEDS)}")

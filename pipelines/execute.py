@@ -1,0 +1,181 @@
+"""Execute: one experiment on one worker, from the lock to the artefact. The body that launchers run."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.checkpoints import Lock, write_json
+from cluster.launch import Worker
+from compression import artifact, cost
+from compression.masks import prunable
+from compression.methods import METHODS
+from pipelines import identity
+from pipelines.data.loader import open_loader
+from pipelines.experiment import Experiment, Placement
+from pipelines.folder import RunFolder
+from pipelines.stages import Run
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to run one experiment."""
+
+    experiment: Experiment
+    placement: Placement
+    storage: Path
+    tags: Mapping[str, str]
+    """what the driver knows of the run: recipe, suite, commit"""
+
+
+def execute(work: Work, worker: Worker) -> dict[str, Any]:
+    """Run `work.experiment`, or what is left of it, and return what its result.json says."""
+    experiment = work.experiment
+    folder = RunFolder(work.storage, experiment.identity)
+    loader = open_loader(
+        experiment.data, experiment.seed, worker.device, _image_dtype(experiment), work.placement.loader_workers
+    )
+    run = Run(experiment, work.placement, worker, loader, folder)
+    try:
+        with _lock(run):
+            if (finished := run.on_first_worker(folder.read_result)) is not None:
+                return finished
+            run.on_first_worker(lambda: _begin(run, work))
+            model = METHODS[type(experiment.method)](run, experiment.method)
+            _finish(run, model)
+            return run.on_first_worker(lambda: _write_result(run, work, model))
+    finally:
+        loader.close()
+
+
+def _image_dtype(experiment: Experiment) -> torch.dtype:
+    return torch.float64 if experiment.training.precision == "float64" else torch.float32
+
+
+@contextlib.contextmanager
+def _lock(run: Run) -> Iterator[None]:
+    """Held by the first worker while any of them works on this run."""
+    lock = Lock(run.folder.lock)
+    run.on_first_worker(lambda: lock.acquire(lambda text: run.worker.emit({"kind": "waiting", "text": text})))
+    try:
+        yield
+    finally:
+        if run.worker.rank == 0:
+            lock.release()
+
+
+def _begin(run: Run, work: Work) -> None:
+    """Write the description of a new run; check that an old one can go on here."""
+    placement = {
+        "workers": run.worker.world_size,
+        "threads": work.placement.threads,
+        "strategy": work.placement.strategy,
+    }
+    before = run.folder.read_description()
+    if before is None:
+        write_json(
+            run.folder.description,
+            {
+                "identity": run.experiment.identity,
+                "name": run.experiment.name,
+                "experiment": identity.canonical(run.experiment),
+                "placement": placement,
+                "labels": labels(run.experiment),
+                "data": run.loader.fingerprint,
+                "tags": dict(work.tags),
+                "started_ms": int(time.time() * 1000),
+            },
+        )
+        return
+    if before["data"] != run.loader.fingerprint:
+        raise ValueError(
+            f"the run in {run.folder.path} was begun on other data of the same name (fingerprint {before['data']}, now "
+            f"{run.loader.fingerprint}): give back those files, or start it in another --storage"
+        )
+    if before["placement"] != placement and not work.placement.accept_placement:
+        raise ValueError(
+            f"the run in {run.folder.path} was begun with {before['placement']} and is to go on with {placement}: it "
+            "would not be the same run bit for bit; give the same again, or --accept-placement"
+        )
+
+
+def _finish(run: Run, model: nn.Module) -> None:
+    """The headline numbers of a trained network, and its costs."""
+    run.worker.emit({"kind": "stage", "stage": "test"})
+    run.log(**{f"test/{key}": value for key, value in run.evaluate(model, "test").items()})
+    counted = cost.count(model, run.info.input_shape)
+    weights = prunable(model)
+    kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
+    run.log(
+        **{
+            "cost/parameters": counted.params,
+            "cost/nonzero_parameters": counted.nonzero_params,
+            "cost/macs": counted.macs,
+            "cost/effective_macs": counted.effective_macs,
+            "cost/achieved_sparsity": 1 - kept / sum(weight.numel() for weight in weights.values()),
+        }
+    )
+
+
+def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:
+    artifact.save(model, run.folder.path)
+    description = run.folder.read_description()
+    assert description is not None
+    history = list(run.history.values())
+    last = {r["key"]: r["value"] for r in sorted(history, key=lambda r: r["step"])}
+    result = {
+        **description,
+        "placement": {**description["placement"], "launcher": work.placement.launcher},
+        "tags": dict(work.tags),
+        "environment": _environment(run.device),
+        "finished_ms": int(time.time() * 1000),
+        "metrics": last,
+        "history": history,
+    }
+    write_json(run.folder.result, result)
+    return result
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware of the worker that made the result."""
+    import importlib.metadata
+
+    packages = ("torch", "torchvision", "ray", "mlflow", "numpy")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"versions": versions, "hardware": name, "host": platform.node()}
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def labels(experiment: Experiment) -> dict[str, str]:
+    """The words by which tables and the MLflow UI tell runs apart."""
+    method = experiment.method
+    objective = getattr(method, "distillation", None) or getattr(method, "objective")
+    return {
+        "dataset": experiment.data.label,
+        "model": experiment.model,
+        "method": METHODS[type(method)].__name__,
+        "method_label": method.label,
+        "objective": objective.label,
+        "seed": str(experiment.seed),
+        "sparsity": f"{experiment.sparsity:g}",
+    }

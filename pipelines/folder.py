@@ -1,0 +1,62 @@
+"""RunFolder: where the parts of one run lie in the storage, and what can be read back from it by anybody.
+
+    runs/<identity>/
+        run.json                  the experiment, readable; placement and data of the first start
+        lock                      held by whoever runs it
+        stages/<name>/            stage.json + result.safetensors, or checkpoints/step-*/ for a training
+        model.safetensors         the artefact
+        arch.json
+        result.json               written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoints import CheckpointStore, read_json
+
+Record = dict[str, Any]
+"""One number of a run: {"key", "step", "value", "time_ms"}."""
+
+
+def record(key: str, step: int, value: float) -> Record:
+    """One number, with the time at which it was known."""
+    return {"key": key, "step": step, "value": float(value), "time_ms": int(time.time() * 1000)}
+
+
+class RunFolder:
+    """The folder of one experiment below a storage."""
+
+    def __init__(self, storage: Path, identity: str) -> None:
+        self.path = storage / "runs" / identity
+        self.description = self.path / "run.json"
+        self.result = self.path / "result.json"
+        self.lock = self.path / "lock"
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def checkpoints(self, name: str, keep: int = 2) -> CheckpointStore:
+        return CheckpointStore(self.stage(name) / "checkpoints", keep)
+
+    def read_description(self) -> dict[str, Any] | None:
+        return read_json(self.description) if self.description.exists() else None
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What the finished run says of itself, or None while it is not finished."""
+        return read_json(self.result) if self.result.exists() else None
+
+    def read_history(self) -> list[Record]:
+        """Every number recorded so far: of a finished run from its result, else from what its stages left."""
+        result = self.read_result()
+        if result is not None:
+            return result["history"]
+        records: list[Record] = []
+        for stage in sorted((self.path / "stages").glob("*")):
+            if (stage / "stage.json").exists():
+                records += read_json(stage / "stage.json")["history"]
+            elif (latest := CheckpointStore(stage / "checkpoints").latest()) is not None:
+                records += latest.state["history"]
+        return records

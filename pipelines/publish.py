@@ -1,0 +1,92 @@
+"""Publisher: brings MLflow level with what lies in the storage. The storage is the record, MLflow the view of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.tracking import Metric, RunRecord, Tracker
+from pipelines.folder import RunFolder
+
+SECONDS_BETWEEN = 30.0
+"""between two looks at a running experiment, so that its curves grow in MLflow while it trains"""
+
+
+class Publisher:
+    """Writes the runs of one suite to one MLflow store, from the driver alone."""
+
+    def __init__(self, uri: str, storage: Path, suite: str, console: Console) -> None:
+        self.uri = uri
+        self.suite = suite
+        self.console = console
+        self._artifacts = storage / "mlartifacts" if uri.startswith("sqlite:") else None
+        self._tracker: Tracker | None = None
+        self._last: dict[Path, float] = {}
+
+    def publish(self, folder: RunFolder, status: str) -> str:
+        """All that is known of a run, idempotently; its MLflow run id."""
+        if self._tracker is None:
+            self._tracker = Tracker(self.uri, self._artifacts)
+        return self._tracker.sync(self.suite, _record(folder, status))
+
+    def publish_now_and_then(self, folder: RunFolder) -> None:
+        """While it runs: seldom, and a server that does not answer does not stop the training."""
+        now = time.monotonic()
+        if now - self._last.setdefault(folder.path, now) < SECONDS_BETWEEN:
+            return
+        self._last[folder.path] = now
+        if folder.read_description() is None:
+            return
+        try:
+            self.publish(folder, "RUNNING")
+        except ConnectionError as error:
+            self.console.print(f"MLflow does not answer now; it will be brought level at the end ({error})")
+
+    def publish_all(self, folders: Sequence[RunFolder]) -> list[str | None]:
+        """Every run that has begun, as it stands at the end: finished or failed."""
+        begun = [folder.read_description() is not None for folder in folders]
+        return [
+            self.publish(folder, "FINISHED" if folder.read_result() else "FAILED") if known else None
+            for folder, known in zip(folders, begun, strict=True)
+        ]
+
+
+def _record(folder: RunFolder, status: str) -> RunRecord:
+    result = folder.read_result()
+    known: dict[str, Any] = result or folder.read_description() or {}
+    artifacts = [folder.path / "model.safetensors", folder.path / "arch.json"] if result else []
+    return RunRecord(
+        identity=known["identity"],
+        name=known["name"],
+        params=dict(_flatten(known["experiment"])),
+        tags=_tags(known),
+        metrics=[Metric(r["key"], r["step"], r["value"], r["time_ms"]) for r in folder.read_history()],
+        status=status,
+        artifacts=artifacts,
+    )
+
+
+def _tags(known: dict[str, Any]) -> dict[str, str]:
+    environment = known.get("environment", {})
+    return {
+        **known["tags"],
+        **{key: str(value) for key, value in known["placement"].items()},
+        **known["labels"],
+        "data_fingerprint": known["data"],
+        "hardware": environment.get("hardware", "unknown"),
+        "versions": json.dumps(environment.get("versions", {})),
+    }
+
+
+def _flatten(value: dict[str, Any], prefix: str = ""):
+    """(dotted name, plain value), lists as JSON."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield prefix + key, json.dumps(item) if isinstance(item, list) else item

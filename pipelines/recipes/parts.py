@@ -1,0 +1,59 @@
+"""What recipes let a person choose by name: method, objective, criterion and optimiser."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from compression.criteria import CRITERIA
+from compression.methods import EPSD, Dense, EarlyPruning
+from compression.objectives import OBJECTIVES
+from pipelines.optimizers import SGD, AdamW, TorchOptimizer
+
+T = TypeVar("T")
+
+METHODS = {"dense": Dense, "early_pruning": EarlyPruning, "epsd": EPSD}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The parts of a recipe that have alternatives; each alternative then has options of its own."""
+
+    method: str = "epsd"
+    """dense, early_pruning or epsd"""
+    distillation: str = "cs_kd"
+    """objective of the training: cs_kd, ps_kd, dlb, label_smoothing or cross_entropy"""
+    criterion: str = "prospr"
+    """of early_pruning: prospr or snip"""
+    optimizer: str = "sgd"
+    """sgd, adamw or the name of a class in torch.optim"""
+    smoke: bool = False
+    """the whole path on real digits in less than a minute, without network"""
+
+    def compress(self, sparsity: float) -> Dense | EarlyPruning | EPSD:
+        """The method's config; `sparsity` where it prunes."""
+        method = choose("method", self.method, METHODS)
+        objective = choose("distillation", self.distillation, OBJECTIVES)()
+        criterion = choose("criterion", self.criterion, CRITERIA)()
+        if method is Dense:
+            return Dense(objective=objective)
+        if method is EPSD:
+            return EPSD(distillation=objective, sparsity=sparsity)
+        return EarlyPruning(criterion=criterion, objective=objective, sparsity=sparsity)
+
+    def optimise(self, sgd: SGD) -> SGD | AdamW | TorchOptimizer:
+        """The recipe's own SGD, or another optimiser with its defaults."""
+        if self.optimizer == "sgd":
+            return sgd
+        return AdamW() if self.optimizer == "adamw" else TorchOptimizer(self.optimizer)
+
+
+def choose(kind: str, name: str, among: Mapping[str, T]) -> T:
+    """among[name]; ValueError that names the nearest if there is none."""
+    if name not in among:
+        near = difflib.get_close_matches(name, among, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no {kind} {name!r}; {hint}There are: {', '.join(among)}")
+    return among[name]

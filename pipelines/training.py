@@ -1,0 +1,138 @@
+"""The training loop: one, for every method, objective and number of workers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from cluster.strategy import strategy as make_strategy
+from compression.masks import Masks
+from compression.objectives.base import Objective
+from pipelines.data.draws import stream
+from pipelines.evaluation import autocast, evaluate
+from pipelines.keeper import Keeper
+from pipelines.optimizers import check_elementwise, factor_at, parameter_groups
+
+if TYPE_CHECKING:
+    from pipelines.stages import Run
+
+LOG_STEPS = 100
+"""Training steps between the points where numbers leave the device."""
+
+
+def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Masks | None) -> nn.Module:
+    """Train `model` in place by the experiment's schedule and return it; goes on from the stage's last checkpoint."""
+    settings, worker = run.experiment.training, run.worker
+    keeper = Keeper(run, name, model, objective)
+    if keeper.position.finished:
+        run.remember(keeper.position.history)
+        return model
+    steps_per_epoch = keeper.steps_per_epoch
+    total_steps, warmup_steps = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
+    optimizer = settings.optimizer.build(parameter_groups(model))
+    if masks is not None:
+        check_elementwise(optimizer)
+    hooks = (masks or Masks({})).attach(model)
+    objective.setup(run.info, run.device)
+    keeper.restore(optimizer)
+    strategy = make_strategy(run.placement.strategy, worker.world_size)
+    network = strategy.prepare(torch.compile(model) if settings.compile else model, optimizer)
+    at = keeper.position
+    with hooks:
+        for epoch in range(at.epoch, settings.epochs):
+            model.train()
+            objective.begin_epoch(epoch, settings.epochs)
+            objective.sync()
+            sums = LossSums(run, at.sums, steps_per_epoch * epoch + at.step)
+            batches = run.loader.epoch(
+                name, epoch, settings.batch_size, objective.needs, worker.rank, worker.world_size, start=at.step
+            )
+            for step, batch in enumerate(batches, start=at.step):
+                now = epoch * steps_per_epoch + step
+                torch.manual_seed(stream(run.seed, name, now, worker.rank))  # dropout and its like, the same on resume
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.optimizer.lr * factor_at(now, total_steps, warmup_steps, settings.schedule)
+                with autocast(settings, run.device):
+                    losses = objective(network, batch)
+                strategy.backward(torch.stack(list(losses.values())).sum())
+                strategy.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+                sums.add(losses)
+                if keeper.due(now + 1, step + 1 < steps_per_epoch):
+                    keeper.save(optimizer, epoch, step + 1, sums.check())
+                elif (now + 1) % LOG_STEPS == 0:
+                    keeper.report(epoch, step + 1, sums.check())
+            end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
+    return model
+
+
+def end_epoch(
+    run: Run,
+    keeper: Keeper,
+    model: nn.Module,
+    masks: Masks | None,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    sums: dict[str, float],
+) -> None:
+    """Agree on BatchNorm's statistics, check the masks, evaluate, record, checkpoint."""
+    images_per_second = keeper.images_per_second()
+    share_buffers(model, run.worker.world_size)
+    if masks is not None:
+        masks.verify(model)
+    settings = run.experiment.training
+    metrics = {f"train/{key}": value / keeper.steps_per_epoch for key, value in sums.items()}
+    metrics["train/loss"] = sum(metrics.values())
+    metrics |= {f"val/{key}": value for key, value in evaluate(model, run.loader, "val", settings, run.worker).items()}
+    metrics["train/images_per_second"] = images_per_second
+    keeper.record(epoch, metrics)
+    keeper.save(optimizer, epoch + 1, 0, {}, finished=epoch + 1 == settings.epochs)
+    keeper.report(epoch, keeper.steps_per_epoch, sums, metrics)
+
+
+class LossSums:
+    """The epoch's losses, summed on the device; a loss that is not finite is found with its step."""
+
+    def __init__(self, run: Run, so_far: dict[str, float], first_step: int) -> None:
+        self.worker = run.worker
+        self.step = first_step
+        self.sums = {k: torch.tensor(v, dtype=torch.float64, device=run.device) for k, v in so_far.items()}
+        self.bad_step = torch.tensor(math.inf, dtype=torch.float64, device=run.device)
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        total = torch.zeros((), dtype=torch.float64, device=self.bad_step.device)
+        for key, value in losses.items():
+            value = value.detach().double()
+            total = total + value
+            self.sums[key] = self.sums.get(key, torch.zeros_like(value)) + value
+        here = torch.where(torch.isfinite(total), math.inf, float(self.step))
+        self.bad_step = torch.minimum(self.bad_step, here)
+        self.step += 1
+
+    def check(self) -> dict[str, float]:
+        """The sums as numbers, the mean over workers; FloatingPointError that names the first step gone wrong."""
+        # Every worker sees the same losses by name, so the same tensor has the same meaning everywhere.
+        values = torch.stack([*self.sums.values()]) if self.sums else self.bad_step.new_zeros(0)
+        bad_step = self.bad_step
+        if self.worker.world_size > 1:
+            dist.all_reduce(values)
+            values = values / self.worker.world_size
+            bad_step = bad_step.clone()
+            dist.all_reduce(bad_step, op=dist.ReduceOp.MIN)
+        if math.isfinite(bad_step):
+            raise FloatingPointError(
+                f"the loss is not finite at step {int(bad_step)} (counted from 0): lower --training.optimizer.lr, or "
+                "give the training a warm-up"
+            )
+        return dict(zip(self.sums, values.tolist(), strict=True))
+
+
+def share_buffers(model: nn.Module, world_size: int) -> None:
+    """Rank 0's buffers (BatchNorm's running statistics) become everybody's."""
+    if world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
