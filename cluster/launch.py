@@ -196,8 +196,13 @@ class Links:
             dist.init_process_group(
                 self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=PATIENCE
             )
-        self.control = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self._meeting = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.control, self._meeting = _gloo_group(), _gloo_group()
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup), "every worker is a member"
+    return group
 
 
 class Ledger:
@@ -208,29 +213,31 @@ class Ledger:
         self._reports: list[dict[int, Outcome]] = [{} for _ in range(num_items)]
         self._settled: dict[int, Outcome] = {}
 
-    def report(self, number: int, rank: int, outcome: Outcome) -> None:
-        """Take down one worker's outcome; the item is settled when all its workers have reported."""
+    def report(self, number: int, rank: int, outcome: Outcome) -> bool:
+        """Take down one worker's outcome; True when this settles the item: all its workers have reported."""
         reports = self._reports[number]
         reports[rank] = outcome
-        if len(reports) == self._world_size:
-            failed = [rank for rank in sorted(reports) if reports[rank].error is not None]
-            self.settle(number, self._named(failed[0], reports[failed[0]]) if failed else reports[0])
+        if len(reports) < self._world_size:
+            return False
+        failed = [rank for rank in sorted(reports) if reports[rank].error is not None]
+        self._settled[number] = self._named(failed[0], reports[failed[0]]) if failed else reports[0]
+        return True
 
-    def settle(self, number: int, outcome: Outcome) -> None:
-        """Fix an item's outcome, whatever its workers may still report."""
-        self._settled.setdefault(number, outcome)
+    def give_up(self, numbers: Iterable[int], notice: Outcome, killed: bool) -> None:
+        """Settle items whose workers are gone: with the failure that was reported first, or else with `notice`.
 
-    def settled(self, number: int) -> bool:
-        return number in self._settled
+        killed: a worker was ended from outside; what the others report then are only its broken connections.
+        """
+        for number in numbers:
+            reported = (self._named(rank, report) for rank, report in self._reports[number].items() if report.error)
+            self._settled.setdefault(number, notice if killed else next(reported, notice))
 
-    def first_error(self, number: int) -> Outcome | None:
-        """The failure that was reported first for the item, if any: later ones may only follow from it."""
-        failed = (self._named(rank, report) for rank, report in self._reports[number].items() if report.error)
-        return next(failed, None)
+    def unsettled(self) -> list[int]:
+        return [number for number in range(len(self._reports)) if number not in self._settled]
 
-    def outcomes(self, otherwise: Outcome) -> list[Outcome]:
-        """The outcomes of all items, in order; an unsettled item gets `otherwise`."""
-        return [self._settled.get(number, otherwise) for number in range(len(self._reports))]
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes of all items, in order."""
+        return [self._settled[number] for number in range(len(self._reports))]
 
     def _named(self, rank: int, outcome: Outcome) -> Outcome:
         if rank == 0:
@@ -238,9 +245,9 @@ class Ledger:
         return Outcome(error=f"{outcome.error} (worker {rank} of {self._world_size})", traceback=outcome.traceback)
 
 
-def death_notice(rank: int, world_size: int, how: str) -> Outcome:
+def death_notice(rank: int, num_workers: int, how: str) -> Outcome:
     """The outcome of items that a worker's death left unfinished."""
-    who = "the worker" if world_size == 1 else f"worker {rank} of {world_size}"
+    who = "the worker" if num_workers == 1 else f"worker {rank} of {num_workers}"
     return Outcome(error=f"{who} died ({how}); start the same command again: the run goes on from its last checkpoint")
 
 
@@ -252,7 +259,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables inside the block, for the processes started there and the libraries that read them."""
+    """These environment variables inside the block, for what is started or read there."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

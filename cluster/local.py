@@ -55,25 +55,29 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
     _check_devices(group)
     ledger = Ledger(len(items), group.world_size)
     waiting = deque(range(len(items)))
-    end = Outcome(error="not run")
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-        teams = [_Team(body, group, slot, Path(folder)) for slot in range(min(group.parallel, len(items)))]
+        teams = [_Team(body, group, slot, folder) for slot in range(min(group.parallel, len(items)))]
         try:
-            while teams and not all(ledger.settled(number) for number in range(len(items))):
+            while ledger.unsettled():
                 for team in teams:
                     if team.number is None and waiting:
-                        team.give(number := waiting.popleft(), items[number])
+                        number = waiting.popleft()
+                        team.give(number, items[number])
                 for team in _listen(teams, ledger, on_event):
-                    end = team.bury(ledger)
                     teams.remove(team)
-                    if group.parallel > 1 and waiting:
-                        teams.append(_Team(body, group, team.slot, Path(folder)))
+                    lost = [] if team.number is None else [team.number]
+                    if group.parallel == 1:
+                        lost.extend(waiting)
+                        waiting.clear()
+                    elif waiting:
+                        teams.append(_Team(body, group, team.slot, folder))
+                    ledger.give_up(lost, *team.bury())
             for team in teams:
                 team.dismiss()
         finally:
             for team in teams:
                 team.kill()
-    return ledger.outcomes(otherwise=end)
+    return ledger.outcomes()
 
 
 def _check_devices(group: Group) -> None:
@@ -100,10 +104,8 @@ def _listen(teams: Sequence[_Team], ledger: Ledger, on_event: OnEvent) -> list[_
             continue
         if kind == "event":
             on_event(number, payload)
-        else:
-            ledger.report(number, rank, payload)
-            if ledger.settled(number):
-                team.number = None
+        elif ledger.report(number, rank, payload):
+            team.number = None
     return broken
 
 
@@ -116,7 +118,7 @@ class _Member:
 class _Team:
     """Processes that share each item: one world of `group.world_size` ranks."""
 
-    def __init__(self, body: Body, group: Group, slot: int, folder: Path) -> None:
+    def __init__(self, body: Body, group: Group, slot: int, folder: str) -> None:
         self.slot = slot
         self.number: int | None = None
         """The item it works at."""
@@ -141,19 +143,15 @@ class _Team:
         for member in self.members:
             _send(member, (number, item))
 
-    def bury(self, ledger: Ledger) -> Outcome:
-        """End a team that lost a worker, settle its item and return what the items left behind must say."""
+    def bury(self) -> tuple[Outcome, bool]:
+        """End a team that lost a worker; returns what to say of it, and whether the worker was killed from outside."""
         for rank in self.silent:
             self.members[rank].process.join(FAREWELL_SECONDS)
         # One death takes the others along through broken connections: a signal is nearer to the cause than an exit.
-        codes = {rank: self.members[rank].process.exitcode for rank in self.silent}
-        culprit = min(codes, key=lambda rank: (codes[rank] or 0, rank))
-        notice = death_notice(culprit, len(self.members), _how(codes[culprit]))
+        code, rank = min((self.members[rank].process.exitcode or 0, rank) for rank in self.silent)
         self.kill()
-        if self.number is not None:
-            failure = None if (codes[culprit] or 0) < 0 else ledger.first_error(self.number)
-            ledger.settle(self.number, failure or notice)
-        return notice
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return death_notice(rank, len(self.members), how), code < 0
 
     def dismiss(self) -> None:
         """Tell the members that no item comes, and wait until they have left."""
@@ -176,12 +174,6 @@ def _send(member: _Member, message: Any) -> None:
         member.pipe.send(message)
     except BrokenPipeError:
         log.debug("%s is gone; the end of its pipe says so to the driver's loop", member.process.name)
-
-
-def _how(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "its pipe ended"
-    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ POLL_SECONDS = 0.2
 
 SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # its 60 s are short for a busy machine or a growing cluster
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor more to start, for a notice that no body asks for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a body finds relative paths where the driver does
 }
 """Ray's settings where the caller's environment leaves them open."""
@@ -68,7 +69,8 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
             _deliver(mail, ledger, on_event, handles)  # what came in before the end
         finally:
             _end(fit, handles, mail)
-    return _settle(ledger, fit.error, len(items), num_workers)
+        _settle(ledger, fit.error, num_workers)
+    return ledger.outcomes()
 
 
 @contextmanager
@@ -86,13 +88,23 @@ def _connection(num_workers: int) -> Iterator[str | None]:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, logging_level=logging.ERROR)
     else:
-        num_cpus = max(os.cpu_count() or 1, num_workers)
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
+        _start(num_workers)
         interface = interface or "lo"
     try:
         yield interface
     finally:
         ray.shutdown()
+
+
+def _start(num_workers: int) -> None:
+    """Start Ray on this machine, for as long as this process is connected to it."""
+    import ray
+    from ray.job_config import JobConfig
+
+    quiet = JobConfig()  # `ray.init(logging_config=...)` would change the driver's own logging too
+    quiet.set_py_logging_config(ray.LoggingConfig(log_level="ERROR"))
+    num_cpus = max(os.cpu_count() or 1, num_workers)
+    ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, job_config=quiet)
 
 
 def _warn_if_small(num_workers: int) -> None:
@@ -182,18 +194,39 @@ def _end(fit: _Fit, handles: list[Any], mail: Queue) -> None:
     mail.shutdown(force=True)
 
 
-def _settle(ledger: Ledger, error: Exception | None, num_items: int, num_workers: int) -> list[Outcome]:
-    print("ERR", repr(error), getattr(error, "worker_failures", None))
-    return ledger.outcomes(Outcome(error="?"))
+def _settle(ledger: Ledger, error: Exception | None, num_workers: int) -> None:
+    """Settle what the end of the worker group left open; an error that is not of its workers is raised."""
+    from ray.exceptions import RayActorError, RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    if error is not None and not isinstance(error, (TrainingFailedError, RayError)):
+        raise error
+    failures = getattr(error, "worker_failures", {})
+    dead = [
+        rank
+        for rank, failure in sorted(failures.items())
+        if isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+    ]
+    if dead:
+        notice = death_notice(dead[0], num_workers, "its process is gone")
+    else:
+        reason = str(error or "it left without a word").strip().splitlines()[-1]
+        notice = Outcome(error=f"the worker group ended: {reason}", traceback=str(error))
+    ledger.give_up(ledger.unsettled(), notice, killed=bool(dead))
 
 
+@dataclass(frozen=True)
 class _Task:
-    """What every worker is given: the items, and how to work and report."""
+    """What every worker is given: the items, and how to work and report.
 
-    def __init__(self, body: Body, items: Sequence[Any], mail: Queue, threads: int, alone: bool) -> None:
-        self.body, self.items, self.mail, self.threads = body, items, mail, threads
-        self.alone = alone
-        """Each worker is a world of its own and takes its share of the items."""
+    alone: each worker is a world of its own and takes its share of the items.
+    """
+
+    body: Body
+    items: Sequence[Any]
+    mail: Queue
+    threads: int
+    alone: bool
 
 
 def _serve(config: dict[str, _Task]) -> None:
@@ -221,7 +254,8 @@ class _Sender:
     """Posts to the driver's queue: events without waiting, an outcome until it has arrived."""
 
     def __init__(self, mail: Queue, rank: int) -> None:
-        self._mail, self._rank = mail, rank
+        assert mail.actor is not None
+        self._actor, self._rank = mail.actor, rank
         self._gone = False
 
     def post(self, kind: str, number: int, payload: Any) -> None:
@@ -229,7 +263,7 @@ class _Sender:
         from ray.exceptions import RayError
 
         try:
-            sent = self._mail.actor.put_nowait.remote((kind, self._rank, number, payload))
+            sent = self._actor.put_nowait.remote((kind, self._rank, number, payload))
             if kind == "outcome":
                 ray.get(sent)
         except RayError as error:

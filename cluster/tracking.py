@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cluster.checkpoints import Lock
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "orchard."
 IDENTITY = PREFIX + "identity"
 SYNCED = PREFIX + "synced"
+SQLITE = "sqlite:///"
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -76,12 +79,14 @@ class Tracker:
     """
 
     def __init__(self, uri: str, artifact_root: Path | None = None) -> None:
-        _check_uri(uri)
         self.uri = _without_password(uri)
-        self._artifact_location = str(artifact_root) if artifact_root and _is_sqlite(uri) else None
+        is_file = uri.startswith(SQLITE) and uri != SQLITE
+        if not is_file and not uri.startswith(("http://", "https://")):
+            raise ValueError(f"tracking URI {self.uri!r} is not supported: give sqlite:///FILE or http(s)://HOST:PORT")
+        self._artifact_location = str(artifact_root) if artifact_root and is_file else None
         self._experiments: dict[str, str] = {}
-        self._client = _client(uri)
         with self._reaching():
+            self._client = _open_file(Path(uri.removeprefix(SQLITE))) if is_file else _client(uri)
             self._client.search_experiments(max_results=1)
 
     def sync(self, suite: str, record: RunRecord) -> str:
@@ -219,26 +224,28 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def _is_sqlite(uri: str) -> bool:
-    return uri.startswith("sqlite:///")
+def _open_file(path: Path) -> MlflowClient:
+    """A client of the SQLite store `path`, which is made if it is missing; ValueError if that cannot be.
 
-
-def _check_uri(uri: str) -> None:
-    """ValueError for what MLflow would refuse late, unclearly, or after minutes of trying again."""
-    if uri.startswith(("http://", "https://")):
-        return
-    if not _is_sqlite(uri) or uri == "sqlite:///":
-        raise ValueError(
-            f"tracking URI {_without_password(uri)!r} is not supported: give sqlite:///FILE or http(s)://HOST:PORT"
-        )
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    MLflow builds a new database by dozens of migrations. Two drivers at once, or a kill in between, would leave one
+    that never opens again: so one at a time, and the database gets its name when it is whole.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA schema_version")
+        with Lock(path.with_name(f"{path.name}.lock")).acquire():
+            if path.exists():
+                # MLflow would try for minutes to open what is no database.
+                with closing(sqlite3.connect(path)) as connection:
+                    connection.execute("PRAGMA schema_version")
+            else:
+                fresh = path.with_name(f".tmp-{path.name}")
+                fresh.unlink(missing_ok=True)
+                fresh.with_name(f"{fresh.name}-journal").unlink(missing_ok=True)
+                _client(f"{SQLITE}{fresh}")
+                os.rename(fresh, path)
+            return _client(f"{SQLITE}{path}")
     except (OSError, sqlite3.Error) as error:
         raise ValueError(
-            f"tracking URI {uri!r} cannot be opened ({error}): give a SQLite file in a folder that can be written"
+            f"tracking store {path} cannot be opened ({error}): give a SQLite file in a folder that can be written"
         ) from error
 
 

@@ -18,7 +18,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    description = {"format": FORMAT, "architecture": model.arch}
+    description = {"format": FORMAT, "architecture": vars(model)["arch"]}
     (folder / "arch.json").write_text(json.dumps(description, indent=2) + "\n")
 
 

@@ -88,6 +88,8 @@ def report(ended: Sequence[Ended], console: Console) -> int:
             Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
-        text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {end.run_id}"
+        text = (
+            f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {end.run_id}"
+        )
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     return 1 if any(end.error is not None or end.result is None for end in ended) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def _default_ray_workers(placement: Placement) -> int:
     import ray
 
     if not ray.is_initialized():
-        ray.init(os.environ["RAY_ADDRESS"], logging_level="ERROR")
+        ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
     return max(1, int(ray.cluster_resources().get("GPU", 0)))
 
 

@@ -64,7 +64,11 @@ def _image_dtype(experiment: Experiment) -> torch.dtype:
 def _lock(run: Run) -> Iterator[None]:
     """Held by the first worker while any of them works on this run."""
     lock = Lock(run.folder.lock)
-    run.on_first_worker(lambda: lock.acquire(lambda text: run.worker.emit({"kind": "waiting", "text": text})))
+
+    def acquire() -> None:
+        lock.acquire(lambda text: run.emit(kind="waiting", text=text))
+
+    run.on_first_worker(acquire)
     try:
         yield
     finally:
@@ -77,7 +81,7 @@ def _begin(run: Run, work: Work) -> None:
     placement = {
         "workers": run.worker.world_size,
         "threads": work.placement.threads,
-        "strategy": work.placement.strategy,
+        "strategy": run.strategy,
     }
     before = run.folder.read_description()
     if before is None:
@@ -109,7 +113,7 @@ def _begin(run: Run, work: Work) -> None:
 
 def _finish(run: Run, model: nn.Module) -> None:
     """The headline numbers of a trained network, and its costs."""
-    run.worker.emit({"kind": "stage", "stage": "test"})
+    run.emit(kind="stage", stage="test")
     run.log(**{f"test/{key}": value for key, value in run.evaluate(model, "test").items()})
     counted = cost.count(model, run.info.input_shape)
     weights = prunable(model)
@@ -169,13 +173,13 @@ def _processor() -> str:
 def labels(experiment: Experiment) -> dict[str, str]:
     """The words by which tables and the MLflow UI tell runs apart."""
     method = experiment.method
-    objective = getattr(method, "distillation", None) or getattr(method, "objective")
+    objective = getattr(method, "distillation", None) or method.objective
     return {
         "dataset": experiment.data.label,
         "model": experiment.model,
         "method": METHODS[type(method)].__name__,
         "method_label": method.label,
-        "objective": objective.label,
+        "objective": method.objective.label,
         "seed": str(experiment.seed),
         "sparsity": f"{experiment.sparsity:g}",
     }

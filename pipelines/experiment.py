@@ -84,7 +84,7 @@ class Placement:
     """single-process experiments side by side"""
     threads: int = 1
     """CPU threads of each process; more change the order of sums, so they are part of a bit-exact resume"""
-    storage: str = "runs"
+    storage: str = "storage"
     """folder that holds everything of every run; start the same command with the same folder to go on"""
     tracking_uri: str | None = None
     """MLflow: sqlite:///FILE or http://HOST:PORT (default: mlflow.db in the storage folder)"""

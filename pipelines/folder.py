@@ -1,12 +1,12 @@
 """RunFolder: where the parts of one run lie in the storage, and what can be read back from it by anybody.
 
-    runs/<identity>/
-        run.json                  the experiment, readable; placement and data of the first start
-        lock                      held by whoever runs it
-        stages/<name>/            stage.json + result.safetensors, or checkpoints/step-*/ for a training
-        model.safetensors         the artefact
-        arch.json
-        result.json               written last: the run is finished
+runs/<identity>/
+    run.json                  the experiment, readable; placement and data of the first start
+    lock                      held by whoever runs it
+    stages/<name>/            stage.json + result.safetensors, or checkpoints/step-*/ for a training
+    model.safetensors         the artefact
+    arch.json
+    result.json               written last: the run is finished
 """
 
 from __future__ import annotations

@@ -95,21 +95,17 @@ class Keeper:
         if step == 0:
             self.epoch_started, self.epoch_first = time.perf_counter(), 0
 
-    def report(
-        self, epoch: int, step: int, sums: dict[str, float], metrics: dict[str, float] | None = None
-    ) -> None:
+    def report(self, epoch: int, step: int, sums: dict[str, float], metrics: dict[str, float] | None = None) -> None:
         """Tell the driver how far the training is; with `metrics` where an epoch has ended."""
-        self.run.worker.emit(
-            {
-                "kind": "epoch" if metrics else "progress",
-                "stage": self.name,
-                "epoch": epoch + 1,
-                "num_epochs": self.run.experiment.training.epochs,
-                "step": step,
-                "steps_per_epoch": self.steps_per_epoch,
-                "loss": sum(sums.values()) / max(step, 1),
-                "metrics": metrics or {},
-            }
+        self.run.emit(
+            kind="epoch" if metrics else "progress",
+            stage=self.name,
+            epoch=epoch + 1,
+            num_epochs=self.run.experiment.training.epochs,
+            step=step,
+            steps_per_epoch=self.steps_per_epoch,
+            loss=sum(sums.values()) / max(step, 1),
+            metrics=metrics or {},
         )
 
     def images_per_second(self) -> float:
@@ -130,8 +126,8 @@ def gather_states(objective: Objective, run: Run) -> list[dict[str, Tensor]]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """"parameter name/key" -> tensor, for everything the optimiser remembers of a parameter."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    """ "parameter name/key" -> tensor, for everything the optimiser remembers of a parameter."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ELEMENTWISE = frozenset(
-    {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop"}
-)
+ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop"})
 """torch.optim classes that update each weight from its own gradient alone: a masked weight stays exactly zero."""
 
 
@@ -62,10 +60,14 @@ class TorchOptimizer:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+        known = [
+            n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+        ]
         if self.name not in known:
             near = difflib.get_close_matches(self.name, known, n=1)
-            raise ValueError(f"torch.optim has no {self.name!r}; " + (f"did you mean {near[0]}?" if near else str(known)))
+            raise ValueError(
+                f"torch.optim has no {self.name!r}; " + (f"did you mean {near[0]}?" if near else str(known))
+            )
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         return getattr(torch.optim, self.name)(groups, lr=self.lr, weight_decay=self.weight_decay)

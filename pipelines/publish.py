@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from cluster.tracking import Metric, RunRecord, Tracker
 from pipelines.folder import RunFolder
+
+Status = Literal["RUNNING", "FINISHED", "FAILED"]
 
 SECONDS_BETWEEN = 30.0
 """between two looks at a running experiment, so that its curves grow in MLflow while it trains"""
@@ -28,7 +30,7 @@ class Publisher:
         self._tracker: Tracker | None = None
         self._last: dict[Path, float] = {}
 
-    def publish(self, folder: RunFolder, status: str) -> str:
+    def publish(self, folder: RunFolder, status: Status) -> str:
         """All that is known of a run, idempotently; its MLflow run id."""
         if self._tracker is None:
             self._tracker = Tracker(self.uri, self._artifacts)
@@ -56,7 +58,7 @@ class Publisher:
         ]
 
 
-def _record(folder: RunFolder, status: str) -> RunRecord:
+def _record(folder: RunFolder, status: Status) -> RunRecord:
     result = folder.read_result()
     known: dict[str, Any] = result or folder.read_description() or {}
     artifacts = [folder.path / "model.safetensors", folder.path / "arch.json"] if result else []

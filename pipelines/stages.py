@@ -42,6 +42,7 @@ class Run:
         self.worker = worker
         self.loader = loader
         self.folder = folder
+        self.strategy = placement.strategy or ("ddp" if worker.world_size > 1 else "single")
         self.seed = experiment.seed
         self.device = worker.device
         self.info: Info = loader.info
@@ -53,7 +54,7 @@ class Run:
             torch.manual_seed(stream(self.seed, "model"))
             model = models.build(self.experiment.model, self.info.num_classes)
         layout = torch.channels_last if self.experiment.training.channels_last else torch.contiguous_format
-        return model.to(self.device, self.dtype, memory_format=layout)
+        return model.to(device=self.device, dtype=self.dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
 
     def batches(self, objective: Objective, num: int) -> Sequence[Batch]:
         objective.setup(self.info, self.device)
@@ -64,7 +65,7 @@ class Run:
 
         def run_or_read() -> tuple[Any, list[Record]]:
             if not (folder / "stage.json").exists():
-                self.worker.emit({"kind": "stage", "stage": name})
+                self.emit(kind="stage", stage=name)
                 start = time.perf_counter()
                 result = fn()
                 seconds = time.perf_counter() - start
@@ -88,8 +89,13 @@ class Run:
         """Take numbers into the history of the run; the same key and step is the same number."""
         self.history.update({(r["key"], r["step"]): r for r in records})
 
+    def emit(self, **event: Any) -> None:
+        """Tell the driver; all workers do the same, so the first speaks for them."""
+        if self.worker.rank == 0:
+            self.worker.emit(event)
+
     def on_first_worker(self, fn: Callable[[], T]) -> T:
-        """`fn()` of rank 0 on every worker, its error too: an error that stayed there would leave the others waiting."""
+        """`fn()` of rank 0 on every worker, or its error: one that stayed there would leave the others waiting."""
         if self.worker.world_size == 1:
             return fn()
         box: list[Any] = [None, None]

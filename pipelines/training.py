@@ -39,8 +39,10 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
     hooks = (masks or Masks({})).attach(model)
     objective.setup(run.info, run.device)
     keeper.restore(optimizer)
-    strategy = make_strategy(run.placement.strategy, worker.world_size)
-    network = strategy.prepare(torch.compile(model) if settings.compile else model, optimizer)
+    strategy = make_strategy(run.strategy, worker.world_size)
+    if settings.compile:
+        model.compile()
+    network = strategy.prepare(model, optimizer)
     at = keeper.position
     with hooks:
         for epoch in range(at.epoch, settings.epochs):
@@ -64,7 +66,7 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
                 sums.add(losses)
                 if keeper.due(now + 1, step + 1 < steps_per_epoch):
                     keeper.save(optimizer, epoch, step + 1, sums.check())
-                elif (now + 1) % LOG_STEPS == 0:
+                elif (now + 1) % LOG_STEPS == 0 and step + 1 < steps_per_epoch:
                     keeper.report(epoch, step + 1, sums.check())
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
     return model

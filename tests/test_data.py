@@ -20,12 +20,12 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from compression.batch import Batch
-from pipelines.data import draws, folder, image_folders, sources, splits
+from pipelines.data import archives, draws, folder, image_folders, sources, splits
 from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images
 from pipelines.data.digits_folder import write_digits_as_imagenet
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.memory import MemoryStore, windows
-from pipelines.data.sources import Archive, Arrays
+from pipelines.data.archives import Archive, Arrays
 from pipelines.data.views import CROP, FLIP, View
 from pipelines.identity import identity
 
@@ -156,8 +156,8 @@ def make_archive(folder_of: Path, known: Archive, num: int = 40) -> Archive:
 
 
 def test_known_sums() -> None:
-    assert sources.ARCHIVES["cifar10"].md5 == "c58f30108f718f92721af3b95e74349a"
-    assert sources.ARCHIVES["cifar100"].md5 == "eb9058c3a382ffc7106e4002c42a8d85"
+    assert archives.ARCHIVES["cifar10"].md5 == "c58f30108f718f92721af3b95e74349a"
+    assert archives.ARCHIVES["cifar100"].md5 == "eb9058c3a382ffc7106e4002c42a8d85"
 
 
 @pytest.mark.parametrize(("config", "num_train"), [(CIFAR10(), 200), (CIFAR100(), 40)])
@@ -165,8 +165,8 @@ def test_cifar_archive_and_folder(
     config: CIFAR10, num_train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, root=str(tmp_path))
-    archive = make_archive(tmp_path, sources.ARCHIVES[config.label])
-    monkeypatch.setitem(sources.ARCHIVES, config.label, archive)
+    archive = make_archive(tmp_path, archives.ARCHIVES[config.label])
+    monkeypatch.setitem(archives.ARCHIVES, config.label, archive)
     arrays = sources.read(config)
     assert [p.name for p in tmp_path.iterdir()] == [archive.file]  # nothing unpacked
     assert arrays.images["train"].shape == (num_train, 32, 32, 3)
@@ -199,11 +199,11 @@ def test_cifar_absent_truncated_or_not_official(tmp_path: Path, monkeypatch: pyt
     config = CIFAR10(root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"neither cifar-10-python.tar.gz nor cifar-10-batches-py.*https://"):
         sources.read(config)
-    archive = make_archive(tmp_path, sources.ARCHIVES["cifar10"])
+    archive = make_archive(tmp_path, archives.ARCHIVES["cifar10"])
     path = tmp_path / archive.file
     with pytest.raises(ValueError, match=f"{path} has md5 {archive.md5}, but the official file has c58f30"):
         sources.read(config)  # a pickle that is not the official one is never loaded
-    monkeypatch.setitem(sources.ARCHIVES, "cifar10", archive)
+    monkeypatch.setitem(archives.ARCHIVES, "cifar10", archive)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"official file has {archive.md5}: it is incomplete or altered.*https://"):
         sources.read(config)
@@ -412,6 +412,8 @@ def test_partners_are_of_the_class_and_views_differ(loader: Loader) -> None:
     assert [label_of[row] for row in partners.tolist()] == batch.labels.tolist()  # KeyError: not a training sample
     assert (partners != request.views["images"].rows).float().mean() > 0.8
     assert len(partners.unique()) > 75
+    # A partner's draws go by the sample that it was drawn for: two samples may share a partner, but not its view.
+    assert torch.equal(request.views["paired"].owner, batch.index)
     later = loader._request("train", 1, batch.index, NEEDS).views["paired"].rows
     assert not torch.equal(later, partners)
 

@@ -265,6 +265,40 @@ def test_a_file_that_is_no_database_is_refused_soon(tmp_path: Path) -> None:
     (tmp_path / "folder.db").mkdir()
     started = time.monotonic()
     for name in ("mlflow.db", "folder.db", "mlflow.db/below.db"):
-        with pytest.raises(ValueError, match=rf"{tmp_path}/{name}' cannot be opened"):
+        with pytest.raises(ValueError, match=rf"tracking store {tmp_path}/{name} cannot be opened"):
             Tracker(f"sqlite:///{tmp_path}/{name}")
     assert time.monotonic() - started < 5
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from cluster.tracking import RunRecord, Tracker
+print("starting", flush=True)
+tracker = Tracker(sys.argv[1])
+print("open", flush=True)
+tracker.sync("demo", RunRecord(sys.argv[2] * 16, "n", {}, {}, [], "RUNNING"))
+"""
+
+
+def start(uri: str, digit: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STARTER, uri, str(digit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_drivers_that_start_together_share_a_new_store_even_after_a_kill(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    killed = start(uri, 0)
+    # As soon as the database appears, under whatever name, its migrations are under way.
+    for _ in range(3000):
+        if any(path.stat().st_size > 0 for path in tmp_path.glob("*mlflow.db")):
+            break
+        time.sleep(0.02)
+    killed.kill()
+    printed, _ = killed.communicate()
+    assert printed == "starting\n", "the kill came too late to show anything"
+    drivers = [start(uri, digit) for digit in (1, 2)]
+    for driver in drivers:
+        _, errors = driver.communicate(timeout=240)
+        assert driver.returncode == 0, errors
+    assert {run["tags"]["identity"][0] for run in Tracker(uri).search("demo")} == {"1", "2"}

@@ -31,9 +31,7 @@ def snip(model: nn.Module, batches: Sequence[Batch], objective: Objective) -> di
             loss = total_loss(model, parameters, buffers, objective, batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             total = [t + g for t, g in zip(total, gradients, strict=True)]
-    return {
-        name: (w.detach() * (t / len(batches))).abs() for (name, w), t in zip(weights.items(), total, strict=True)
-    }
+    return {name: (w.detach() * (t / len(batches))).abs() for (name, w), t in zip(weights.items(), total, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class EPSD:
         allocation.check_sparsity(self.sparsity)
 
     @property
+    def objective(self) -> ObjectiveConfig:
+        """What it trains by, under the name that every method has for it."""
+        return self.distillation
+
+    @property
     def label(self) -> str:
         return f"EPSD ({self.distillation.label})"
 

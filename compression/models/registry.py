@@ -32,5 +32,5 @@ def build(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(MODELS)}"
         raise ValueError(f"there is no model {name!r}; {hint}")
     model = MODELS[name](num_classes, **arguments)
-    model.arch = {"name": name, "num_classes": num_classes, **arguments}
+    vars(model)["arch"] = {"name": name, "num_classes": num_classes, **arguments}
     return model

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from compression.batch import Batch
 from compression.session import Info
-from pipelines.data import draws, image_folders, sources, splits
+from pipelines.data import draws, sources, splits
 from pipelines.data.config import Data, ImageNet
-from pipelines.data.folder import FolderStore
 from pipelines.data.memory import MemoryStore
 from pipelines.data.views import Request, Store, View
 
@@ -34,6 +33,9 @@ def open_loader(
     """
     device = torch.device(device)
     if isinstance(config, ImageNet):
+        from pipelines.data import image_folders  # torchvision's import takes seconds, and small sets do without
+        from pipelines.data.folder import FolderStore
+
         classes, train, test = image_folders.scan(config.root, ("val",))
         parts = {"train": train, "test": test}
         store = FolderStore(parts, config.image_size, config.resize, device, dtype, workers)

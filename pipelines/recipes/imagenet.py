@@ -15,8 +15,8 @@ def imagenet_epsd(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-50 on ImageNet at 90 % sparsity: 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30.
 
     The standard schedule; which one EPSD's own tables used is not known. Expected accuracy: unknown until it is run and
-    tabulated. An epoch reads 1.28 million JPEG files: give --loader-workers what the machine has. The full meta-gradient
-    of ResNet-50 at 224 pixels needs much memory; --method.first-order takes far less, and gives another score.
+    tabulated. An epoch reads 1.28 million JPEG files: give --loader-workers what the machine has. The meta-gradient of
+    ResNet-50 at 224 pixels needs much memory; --method.first-order takes far less, and gives another score.
 
         ray job submit -- python pipelines/imagenet_epsd.py
         python pipelines/imagenet_epsd.py --data.root DIR --workers 8     # DIR holds train/ and val/

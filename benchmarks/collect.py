@@ -1,0 +1,157 @@
+"""From MLflow to results/runs.parquet: one row for each experiment that has finished (results/README.md has units)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.checkpoints import write_atomically
+from cluster.tracking import Tracker
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TAGS: dict[str, type] = {
+    "recipe": str,
+    "dataset": str,
+    "model": str,
+    "method": str,
+    "method_label": str,
+    "objective": str,
+    "seed": int,
+    "sparsity": float,
+    "workers": int,
+    "launcher": str,
+    "strategy": str,
+    "threads": int,
+    "commit": str,
+    "dirty": bool,
+    "hardware": str,
+    "versions": str,
+}
+"""Columns that are tags of a run."""
+
+METRICS: dict[str, tuple[str, type]] = {
+    "test_accuracy": ("test/accuracy", float),
+    "test_loss": ("test/loss", float),
+    "val_accuracy": ("val/accuracy", float),
+    "achieved_sparsity": ("cost/achieved_sparsity", float),
+    "parameters": ("cost/parameters", int),
+    "nonzero_parameters": ("cost/nonzero_parameters", int),
+    "macs": ("cost/macs", int),
+    "effective_macs": ("cost/effective_macs", int),
+    "scoring_seconds": ("cost/scoring_seconds", float),
+    "train_seconds": ("cost/train_seconds", float),
+}
+"""Columns that are a run's final metrics: (MLflow key, type)."""
+
+
+def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
+    """Merge the finished runs of `suite` into `parquet`; how many there are.
+
+    One row per suite and identity, the run started last wins; other rows stay. Equal content gives equal bytes.
+    ValueError if there is no store, no such suite, no finished run, or a file with other columns.
+    """
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        raise ValueError(f"there is no tracking store {tracking_uri}: run `make demo`, or correct the URI")
+    found = [run for run in Tracker(tracking_uri).search(suite) if run["status"] == "FINISHED"]
+    rows = [_row(suite, run) for run in found if "identity" in run["tags"]]
+    if not rows:
+        raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in [*(read_runs(parquet) if parquet.exists() else []), *rows]:
+        place = (row["suite"], row["identity"])
+        if place not in newest or _age(row) >= _age(newest[place]):
+            newest[place] = row
+    _write_runs(parquet, [newest[place] for place in sorted(newest)])
+    return len(rows)
+
+
+def read_runs(parquet: Path) -> list[dict[str, Any]]:
+    """The rows of `parquet`; ValueError if it is missing, damaged, or has other columns than `schema()`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not parquet.exists():
+        raise ValueError(f"{parquet} is missing: collect runs first, by --tracking-uri or --storage")
+    try:
+        table = pq.read_table(parquet)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{parquet} is no complete Parquet file: {error}") from error
+    if not table.schema.equals(schema()):
+        differing = sorted({f"{field.name} {field.type}" for field in set(table.schema) ^ set(schema())})
+        raise ValueError(
+            f"{parquet} has not the columns of this version ({', '.join(differing) or 'another order'}): "
+            f"collect into a new file, by --runs"
+        )
+    return table.to_pylist()
+
+
+def schema() -> pa.Schema:
+    """The columns of runs.parquet."""
+    import pyarrow as pa
+
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    time = pa.timestamp("ms", tz="UTC")
+    return pa.schema(
+        [(name, pa.string()) for name in ("run_id", "identity", "suite", "name")]
+        + [(name, types[kind]) for name, kind in TAGS.items()]
+        + [(name, types[kind]) for name, (_, kind) in METRICS.items()]
+        + [("started", time), ("finished", time), ("params", pa.string())]
+    )
+
+
+def _row(suite: str, run: dict[str, Any]) -> dict[str, Any]:
+    tags, metrics = run["tags"], run["metrics"]
+    return {
+        "run_id": run["run_id"],
+        "identity": tags["identity"],
+        "suite": suite,
+        "name": run["name"],
+        **{name: _parsed(run["run_id"], name, kind, tags.get(name)) for name, kind in TAGS.items()},
+        **{name: _number(kind, metrics.get(key)) for name, (key, kind) in METRICS.items()},
+        "started": _time(run["started_ms"]),
+        "finished": _time(run["ended_ms"]),
+        "params": json.dumps(run["params"], sort_keys=True),
+    }
+
+
+def _parsed(run_id: str, tag: str, kind: type, text: str | None) -> Any:
+    if text is None:
+        return None
+    parse: Callable[[str], Any] = _flag if kind is bool else kind
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"run {run_id}: tag orchard.{tag} is {text!r}, which is no {kind.__name__}") from error
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _number(kind: type, value: float | None) -> float | int | None:
+    # MLflow keeps every metric as a float; counts are whole.
+    return round(value) if kind is int and value is not None else value
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)
+
+
+def _age(row: dict[str, Any]) -> tuple[datetime, str]:
+    return row["started"], row["run_id"]
+
+
+def _write_runs(parquet: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), sink)
+    write_atomically(parquet, sink.getvalue().to_pybytes())

@@ -1,0 +1,56 @@
+"""Which tracked runs make which table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A mean over the runs of a row.
+
+    field: column of runs.parquet; its values are multiplied by `scale` and shown with `digits` decimals.
+    name: its column in CSV files, with the unit where it has one; "_mean" and "_std" are added.
+    heading: its heading for readers.
+    spread: show the standard deviation, too.
+    """
+
+    field: str
+    name: str
+    heading: str
+    scale: float = 1.0
+    digits: int = 0
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """All finished runs of one suite (an MLflow experiment), put together to rows.
+
+    rows: fields of runs.parquet -> heading; runs that agree in all of them, whatever their seed, are one row.
+    headline: the number that the table is about; n and the seeds stand beside it.
+    columns: the others.
+    """
+
+    title: str
+    suite: str
+    rows: dict[str, str]
+    headline: Column
+    columns: tuple[Column, ...]
+
+
+_COSTS = (
+    Column("nonzero_parameters", "nonzero_parameters", "non-zero parameters"),
+    Column("effective_macs", "effective_macs", "effective MACs"),
+    Column("train_seconds", "train_seconds", "train seconds", digits=1),
+)
+
+TABLES: dict[str, Table] = {
+    "demo": Table(
+        title="Early pruning with self-distillation on real handwritten digits",
+        suite="demo",
+        rows={"method_label": "method", "sparsity": "sparsity", "workers": "workers"},
+        headline=Column("test_accuracy", "test_accuracy_percent", "test accuracy, %", scale=100, digits=2, spread=True),
+        columns=_COSTS,
+    ),
+}

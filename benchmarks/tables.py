@@ -1,0 +1,235 @@
+"""Every table again, from the tracked runs: `python benchmarks/tables.py [NAME ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.collect import collect, read_runs
+from benchmarks.suites import TABLES, Column, Table
+from cluster.checkpoints import write_atomically
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+DIRTY = " †"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ only by seed (and what the table does not look at)."""
+
+    runs: tuple[dict[str, Any], ...]
+
+    @property
+    def seeds(self) -> str:
+        return " ".join(_plain(run["seed"]) or "?" for run in self.runs)
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [run["run_id"] for run in self.runs]
+
+    @property
+    def dirty(self) -> bool:
+        return any(run["dirty"] for run in self.runs)
+
+    def mean_and_std(self, column: Column) -> tuple[float | None, float | None]:
+        """Mean and sample standard deviation (n - 1; None for one run); both None unless every run has the number,
+        since a mean over some of the runs would stand beside the n of all."""
+        values = [run[column.field] for run in self.runs]
+        if None in values:
+            return None, None
+        scaled = [value * column.scale for value in values]
+        mean = math.fsum(scaled) / len(scaled)
+        if len(scaled) == 1:
+            return mean, None
+        return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / (len(scaled) - 1))
+
+
+def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
+    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError without any run."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["suite"] == table.suite:
+            groups.setdefault(tuple(run[field] for field in table.rows), []).append(run)
+    if not groups:
+        raise ValueError(
+            f"there are no runs of suite {table.suite!r}: run its experiments, then collect them by --tracking-uri "
+            f"or --storage"
+        )
+
+    def order(key: tuple[Any, ...]) -> list[Any]:
+        dense = groups[key][0]["method"] == "dense"
+        return [not dense, *((value is None, value) for value in key)]
+
+    def by_seed(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["seed"] is None, run["seed"], run["run_id"]
+
+    return [Row(tuple(sorted(groups[key], key=by_seed))) for key in sorted(groups, key=order)]
+
+
+def as_csv(table: Table, rows: Sequence[Row]) -> str:
+    """For programs: a mean and a deviation are columns of their own; what is unknown is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    headline, others = _csv_names(table.headline), [name for c in table.columns for name in _csv_names(c)]
+    writer.writerow([*table.rows.values(), *headline, "n", "seeds", *others, "dirty", "run_ids"])
+    for row in rows:
+        keys = [_plain(row.runs[0][field]) for field in table.rows]
+        others = [cell for column in table.columns for cell in _csv_cells(row, column)]
+        counts = [len(row.runs), row.seeds]
+        end = [str(row.dirty).lower(), " ".join(row.run_ids)]
+        writer.writerow([*keys, *_csv_cells(row, table.headline), *counts, *others, *end])
+    return buffer.getvalue()
+
+
+def as_markdown(name: str, table: Table, rows: Sequence[Row]) -> str:
+    """For readers."""
+    headings = _headings(table)
+    lines = [f"# {table.title}", "", _line(headings), _line(["---"] * len(headings))]
+    lines += [_line(cells) for cells in _cells(table, rows)]
+    lines += ["", *_notes(rows), "", f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`.", ""]
+    return "\n".join(lines)
+
+
+def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
+    """Print a table: drawn on a terminal, as Markdown elsewhere. The terminal has room for short run ids only."""
+    if not sys.stdout.isatty():
+        print(markdown)
+        return
+    from rich.console import Console
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    drawing = Drawing(*_headings(table), title=table.title, caption="\n".join(_notes(rows)))
+    for cells, row in zip(_cells(table, rows), rows, strict=True):
+        short = " ".join(run_id[:8] for run_id in row.run_ids)
+        drawing.add_row(*(Text(cell) for cell in (*cells[:-1], short)))
+    Console().print(drawing)
+
+
+def check(texts: dict[str, str], out: Path) -> bool:
+    """Whether the files in `out` are `texts` and nothing else, byte for byte; prints what is not."""
+    equal = True
+    for name, text in texts.items():
+        path = out / name
+        found = path.read_bytes() if path.exists() else b""
+        if found != text.encode():
+            equal = False
+            print(f"{path} is missing" if not path.exists() else f"{path} differs from the runs")
+            old, new = (part.splitlines(keepends=True) for part in (found.decode(errors="replace"), text))
+            print("".join(difflib.unified_diff(old, new, str(path), f"{name} from the runs")))
+    specified = {f"{name}{ending}" for name in TABLES for ending in (".csv", ".md")}
+    for path in sorted(out.iterdir()) if out.is_dir() else []:
+        if path.name not in specified and not path.name.startswith("."):
+            equal = False
+            print(f"{path} belongs to no table in benchmarks/suites.py: delete it, or describe it there")
+    return equal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all is well, 1 if --check found a difference, 2 for what the user has to correct."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except (ValueError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    names = options.names or list(TABLES)
+    for name in names:
+        if name not in TABLES:
+            near = difflib.get_close_matches(name, TABLES, n=1, cutoff=0)
+            raise ValueError(f"there is no table {name!r}: did you mean {near[0]!r}? There are: {', '.join(TABLES)}")
+    uri = f"sqlite:///{options.storage.absolute()}/mlflow.db" if options.storage else options.tracking_uri
+    if options.check and uri:
+        raise ValueError("--check compares the tables with the Parquet file and writes nothing: leave out the store")
+    for suite in sorted({TABLES[name].suite for name in names}) if uri else []:
+        collect(uri, suite, options.runs)
+    runs = read_runs(options.runs)
+    built = {name: build(TABLES[name], runs) for name in names}
+    texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
+    texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows) for name, rows in built.items()}
+    if options.check:
+        return 0 if check(texts, options.out) else 1
+    for name, text in texts.items():
+        write_atomically(options.out / name, text.encode())
+    for name, rows in built.items():
+        show(TABLES[name], rows, texts[f"{name}.md"])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"tables to make (all: {', '.join(TABLES)})")
+    store = parser.add_mutually_exclusive_group()
+    store.add_argument("--tracking-uri", metavar="URI", help="first collect the finished runs from this MLflow")
+    store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the store in this storage folder")
+    parser.add_argument("--runs", type=Path, default=RESULTS / "runs.parquet", help="the collected runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "tables", help="folder of the tables")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a table is not what the runs say"
+    )
+    return parser
+
+
+def _csv_names(column: Column) -> list[str]:
+    return [f"{column.name}_mean"] + ([f"{column.name}_std"] if column.spread else [])
+
+
+def _csv_cells(row: Row, column: Column) -> list[str]:
+    numbers = row.mean_and_std(column)[: 2 if column.spread else 1]
+    return ["" if number is None else f"{number:.{column.digits}f}" for number in numbers]
+
+
+def _headings(table: Table) -> list[str]:
+    others = [column.heading for column in table.columns]
+    return [*table.rows.values(), table.headline.heading, "n", "seeds", *others, "runs"]
+
+
+def _cells(table: Table, rows: Sequence[Row]) -> list[list[str]]:
+    result = []
+    for row in rows:
+        label, *keys = [_plain(row.runs[0][field]) or "-" for field in table.rows]
+        others = [_readable(row, column) for column in table.columns]
+        counts = [str(len(row.runs)), row.seeds]
+        first = label + (DIRTY if row.dirty else "")
+        result.append([first, *keys, _readable(row, table.headline), *counts, *others, " ".join(row.run_ids)])
+    return result
+
+
+def _readable(row: Row, column: Column) -> str:
+    mean, std = row.mean_and_std(column)
+    if mean is None:
+        return "-"
+    text = f"{mean:,.{column.digits}f}"
+    return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    notes = ["Means over n runs; ± is the sample standard deviation (n - 1)."]
+    if any(row.dirty for row in rows):
+        notes += ["", f"{DIRTY.strip()} run from an uncommitted tree"]
+    return notes
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

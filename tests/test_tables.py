@@ -1,0 +1,267 @@
+"""From MLflow to tables, by a real SQLite store and hand-checked numbers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.collect import collect, read_runs, schema
+from benchmarks.suites import TABLES
+from cluster.tracking import Metric, RunRecord, Tracker
+
+STARTED = 1_700_000_000_123
+TAGS = {
+    "recipe": "digits",
+    "dataset": "digits",
+    "model": "vgg",
+    "method": "epsd",
+    "method_label": "EPSD (CS-KD)",
+    "objective": "CS-KD",
+    "sparsity": "0.9",
+    "workers": "1",
+    "launcher": "process",
+    "strategy": "single",
+    "threads": "1",
+    "commit": "abc",
+    "dirty": "false",
+    "hardware": "CPU",
+    "versions": '{"torch": "2"}',
+}
+DENSE = {"method": "dense", "method_label": "Zero sparsity (CE)", "sparsity": "0.0", "objective": "CE"}
+
+
+def finished(identity: str, seed: int, accuracy: float, minutes: int = 0, **tags: str) -> RunRecord:
+    at = STARTED + 60_000 * minutes
+    costs = {"cost/parameters": 1000, "cost/nonzero_parameters": 100 + seed, "cost/effective_macs": 12_345_678}
+    numbers = {"test/accuracy": accuracy, "cost/train_seconds": 2.0 + seed, **costs}
+    metrics = [Metric("test/accuracy", 0, 0.1, at)] + [Metric(k, 1, v, at + 5000) for k, v in numbers.items()]
+    all_tags = {**TAGS, "seed": str(seed), **tags}
+    return RunRecord(identity, f"run {identity}", {"seed": seed, "b": 1, "a": 2}, all_tags, metrics, "FINISHED")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A storage folder whose suite "demo" has EPSD x 3 seeds, EPSD on 2 workers, dense and a running run; run ids."""
+    folder = tmp_path_factory.mktemp("storage")
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts")
+    records = [
+        finished("c" * 16, 2, 1.0),
+        finished("a" * 16, 0, 0.98),
+        finished("b" * 16, 1, 0.99),
+        finished("e" * 16, 0, 0.5, workers="2", dirty="true"),
+        finished("d" * 16, 0, 0.975, 0, **DENSE),
+        dataclasses.replace(finished("f" * 16, 3, 0.1), status="RUNNING"),
+    ]
+    return folder, {record.identity[0]: tracker.sync("demo", record) for record in records}
+
+
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def make(folder: Path, out: Path, *arguments: str) -> int:
+    return tables.main([*arguments, "--runs", str(folder / "runs.parquet"), "--out", str(out)])
+
+
+def test_finished_runs_become_rows(store: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    parquet = tmp_path / "results" / "runs.parquet"
+    assert collect(uri(store[0]), "demo", parquet) == 5
+    rows = read_runs(parquet)
+    assert [row["identity"][0] for row in rows] == ["a", "b", "c", "d", "e"]
+    assert [row["run_id"] for row in rows] == [store[1][row["identity"][0]] for row in rows]
+    row = rows[4]
+    assert (row["suite"], row["name"], row["method_label"]) == ("demo", "run " + "e" * 16, "EPSD (CS-KD)")
+    assert (row["seed"], row["sparsity"], row["workers"], row["dirty"]) == (0, 0.9, 2, True)
+    assert (row["test_accuracy"], row["parameters"], row["effective_macs"]) == (0.5, 1000, 12_345_678)
+    assert row["started"] == datetime(2023, 11, 14, 22, 13, 20, 123_000, tzinfo=UTC)
+    assert (row["finished"] - row["started"]).total_seconds() == 5
+    assert row["params"] == '{"a": "2", "b": "1", "seed": "0"}'
+    assert row["macs"] is None
+    assert row["val_accuracy"] is None
+    readme = (Path(__file__).parents[1] / "results" / "README.md").read_text()
+    described = {
+        name.strip()
+        for line in readme.splitlines()
+        if line.startswith("|")
+        for name in line[2:].split("|")[0].split(",")
+    }
+    assert set(schema().names) <= described
+
+
+def test_equal_runs_give_equal_bytes_and_other_suites_stay(store: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    parquet = tmp_path / "runs.parquet"
+    tracker = Tracker(uri(store[0]))
+    tracker.sync("another", finished("a" * 16, 0, 0.3))
+    collect(uri(store[0]), "demo", parquet)
+    collect(uri(store[0]), "another", parquet)
+    both = parquet.read_bytes()
+    collect(uri(store[0]), "demo", parquet)
+    assert parquet.read_bytes() == both
+    parquet.unlink()
+    collect(uri(store[0]), "another", parquet)
+    collect(uri(store[0]), "demo", parquet)
+    assert parquet.read_bytes() == both
+    assert [(row["suite"], row["identity"][0]) for row in read_runs(parquet)][:2] == [("another", "a"), ("demo", "a")]
+
+
+def test_the_newest_run_of_an_identity_wins(tmp_path: Path) -> None:
+    parquet = tmp_path / "runs.parquet"
+    for folder, minutes, accuracy in (("first", 10, 0.6), ("later", 20, 0.7), ("earlier", 5, 0.5)):
+        tracker = Tracker(f"sqlite:///{tmp_path}/{folder}.db")
+        tracker.sync("demo", finished("a" * 16, 0, accuracy, minutes))
+        collect(f"sqlite:///{tmp_path}/{folder}.db", "demo", parquet)
+    assert [row["test_accuracy"] for row in read_runs(parquet)] == [0.7]
+
+
+def test_the_demo_table(store: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, ids = store
+    assert make(tmp_path, tmp_path / "tables", "demo", "--storage", str(folder)) == 0
+    markdown = (tmp_path / "tables" / "demo.md").read_text()
+    assert capsys.readouterr().out == markdown + "\n"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line[:1] == "|"]
+    assert rows[0][:5] == ["method", "sparsity", "workers", "test accuracy, %", "n"]
+    dense, one, two = rows[2:]
+    assert dense == ["Zero sparsity (CE)", "0", "1", "97.50", "1", "0", "100", "12,345,678", "2.0", ids["d"]]
+    # 98, 99, 100: mean 99, sample deviation sqrt((1 + 0 + 1) / 2) = 1.
+    epsd = f"{ids['a']} {ids['b']} {ids['c']}"
+    assert one == ["EPSD (CS-KD)", "0.9", "1", "99.00 ± 1.00", "3", "0 1 2", "101", "12,345,678", "3.0", epsd]
+    assert two[:5] == ["EPSD (CS-KD) †", "0.9", "2", "50.00", "1"]
+    assert "† run from an uncommitted tree" in markdown
+
+    lines = list(csv.DictReader((tmp_path / "tables" / "demo.csv").open()))
+    assert [line["method"] for line in lines] == ["Zero sparsity (CE)", "EPSD (CS-KD)", "EPSD (CS-KD)"]
+    assert [line["test_accuracy_percent_mean"] for line in lines] == ["97.50", "99.00", "50.00"]
+    assert [line["test_accuracy_percent_std"] for line in lines] == ["", "1.00", ""]
+    assert [line["dirty"] for line in lines] == ["false", "false", "true"]
+    assert lines[1]["run_ids"].split() == [ids["a"], ids["b"], ids["c"]]
+    assert lines[1]["effective_macs_mean"] == "12345678"
+
+
+def test_check_finds_every_difference_and_writes_nothing(
+    store: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tables"
+    collect(uri(store[0]), "demo", tmp_path / "runs.parquet")
+    assert make(tmp_path, out, "--check") == 1
+    assert f"{out}/demo.csv is missing" in capsys.readouterr().out
+    assert not out.exists()
+    assert make(tmp_path, out) == 0
+    capsys.readouterr()
+    assert make(tmp_path, out, "--check") == 0
+    assert capsys.readouterr().out == ""
+
+    table = out / "demo.csv"
+    right = table.read_text()
+    table.write_text(right.replace("99.00", "99.90"))
+    assert make(tmp_path, out, "--check") == 1
+    printed = capsys.readouterr().out
+    assert "-EPSD (CS-KD),0.9,1,99.90" in printed
+    assert "+EPSD (CS-KD),0.9,1,99.00" in printed
+    assert "99.90" in table.read_text()
+    table.write_bytes(right.replace("\n", "\r\n").encode())
+    assert make(tmp_path, out, "--check") == 1
+
+    table.write_text(right)
+    (out / "old.md").write_text("")
+    capsys.readouterr()
+    assert make(tmp_path, out, "--check") == 1
+    assert f"{out}/old.md belongs to no table" in capsys.readouterr().out
+
+
+def test_what_the_user_has_to_correct(
+    store: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*arguments: str) -> str:
+        assert make(tmp_path, tmp_path / "tables", *arguments) == 2
+        return capsys.readouterr().err
+
+    assert "no table 'dmeo': did you mean 'demo'?" in error("dmeo")
+    assert "runs.parquet is missing: collect runs first" in error("demo")
+    assert "there is no tracking store" in error("--storage", str(tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()
+    assert "leave out the store" in error("--check", "--storage", str(store[0]))
+    assert "http://127.0.0.1:9 cannot be used" in error("--tracking-uri", "http://127.0.0.1:9")
+    tracker = Tracker(f"sqlite:///{tmp_path}/other/mlflow.db")
+    assert "no suite 'demo'" in error("--storage", str(tmp_path / "other"))
+    tracker.sync("demo", dataclasses.replace(finished("a" * 16, 0, 0.1), status="FAILED"))
+    assert "suite 'demo' has no finished runs" in error("--storage", str(tmp_path / "other"))
+    tracker.sync("other", finished("a" * 16, 0, 0.1))
+    collect(tracker.uri, "other", tmp_path / "runs.parquet")
+    assert "there are no runs of suite 'demo'" in error()
+    tracker.sync("odd", finished("a" * 16, 0, 0.1, workers="many"))
+    with pytest.raises(ValueError, match=r"tag orchard\.workers is 'many', which is no int"):
+        collect(tracker.uri, "odd", tmp_path / "runs.parquet")
+    (tmp_path / "runs.parquet").write_bytes(b"PAR1")
+    assert "is no complete Parquet file" in error()
+
+
+def test_a_file_with_other_columns_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"run_id": ["x"]}), tmp_path / "runs.parquet")
+    with pytest.raises(ValueError, match=r"not the columns of this version \(.*seed int64.*--runs"):
+        read_runs(tmp_path / "runs.parquet")
+
+
+def run_of(**values: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(schema().names), "suite": "demo", "run_id": "r", "method": "epsd", **values}
+
+
+def test_a_number_that_one_run_lacks_is_left_out() -> None:
+    runs = [run_of(seed=0, test_accuracy=0.5), run_of(seed=1, train_seconds=3.0)]
+    (row,) = tables.build(TABLES["demo"], runs)
+    assert row.mean_and_std(TABLES["demo"].headline) == (None, None)
+    assert "| - | - | - | - | 2 | 0 1 | - | - | - | r r |" in tables.as_markdown("demo", TABLES["demo"], [row])
+    assert tables.as_csv(TABLES["demo"], [row]).splitlines()[1] == ",,,,,2,0 1,,,,false,r r"
+
+
+def test_diverged_runs_are_shown_as_such() -> None:
+    runs = [run_of(seed=0, test_accuracy=math.nan), run_of(seed=1, test_accuracy=0.5)]
+    (row,) = tables.build(TABLES["demo"], runs)
+    assert "| nan ± nan | 2 |" in tables.as_markdown("demo", TABLES["demo"], [row])
+
+
+def test_rows_are_in_order_whatever_the_order_of_runs() -> None:
+    runs = [
+        run_of(method_label=label, method=method, sparsity=sparsity, seed=seed, workers=1)
+        for label, method in (("B", "epsd"), ("Z", "dense"), ("A", "epsd"))
+        for sparsity in (0.9, None, 0.5)
+        for seed in (10, 9)
+    ]
+    for order in (runs, runs[::-1]):
+        rows = tables.build(TABLES["demo"], order)
+        keys = [(row.runs[0]["method_label"], row.runs[0]["sparsity"]) for row in rows]
+        assert keys == [(label, sparsity) for label in "ZAB" for sparsity in (0.5, 0.9, None)]
+        assert {row.seeds for row in rows} == {"9 10"}
+
+
+def test_the_script_starts_from_anywhere(store: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    script = Path(tables.__file__)
+    command = [sys.executable, str(script), "--storage", str(store[0]), "--runs", "r.parquet", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# Early pruning")
+    assert done.stderr == ""
+    assert sorted(os.listdir(tmp_path / "out")) == ["demo.csv", "demo.md"]
+
+
+def test_a_terminal_shows_a_drawn_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tables.build(TABLES["demo"], [run_of(seed=0, method_label="EPSD [x]", run_id="0123456789")])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    tables.show(TABLES["demo"], rows, "markdown")
+    printed = capsys.readouterr().out
+    assert "EPSD [x]" in printed
+    assert "01234567 " in printed
+    assert "0123456789" not in printed
