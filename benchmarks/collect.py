@@ -43,7 +43,7 @@ METRICS: dict[str, tuple[str, type]] = {
     "nonzero_parameters": ("cost/nonzero_parameters", int),
     "macs": ("cost/macs", int),
     "effective_macs": ("cost/effective_macs", int),
-    "scoring_seconds": ("cost/scoring_seconds", float),
+    "scoring_seconds": ("cost/score_seconds", float),
     "train_seconds": ("cost/train_seconds", float),
 }
 """Columns that are a run's final metrics: (MLflow key, type)."""

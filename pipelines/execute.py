@@ -173,7 +173,6 @@ def _processor() -> str:
 def labels(experiment: Experiment) -> dict[str, str]:
     """The words by which tables and the MLflow UI tell runs apart."""
     method = experiment.method
-    objective = getattr(method, "distillation", None) or method.objective
     return {
         "dataset": experiment.data.label,
         "model": experiment.model,

@@ -21,11 +21,11 @@ from torchvision.transforms import functional as F
 
 from compression.batch import Batch
 from pipelines.data import archives, draws, folder, image_folders, sources, splits
+from pipelines.data.archives import Archive, Arrays
 from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images
 from pipelines.data.digits_folder import write_digits_as_imagenet
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.memory import MemoryStore, windows
-from pipelines.data.archives import Archive, Arrays
 from pipelines.data.views import CROP, FLIP, View
 from pipelines.identity import identity
 
