@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ PATIENCE = timedelta(hours=6)
 
 MEETING_AFTER_FAILURE = timedelta(seconds=30)
 """How long a worker whose item failed waits for the others before it ends the group."""
+
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+"""The network interface of workers that are all on this machine."""
+
+START_AGAIN = "start the same command again: the run goes on from its last checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,44 +171,41 @@ def work_through(
 
 
 class Links:
-    """The process groups of one worker: torch's default group, a gloo group for the body, one for the launcher."""
+    """What ties a worker to the others of its world: torch's default group, and a gloo group for the body's own use."""
 
     def __init__(self, store: dist.Store, backend: str, rank: int, world_size: int) -> None:
         self._store, self._backend, self._rank, self._world_size = store, backend, rank, world_size
-        self._generation = 0
+        self._num_meetings = 0
         self._open()
 
     def meet(self, failed: bool) -> None:
-        """Wait until all workers have ended the item; if one failed, make all groups anew.
+        """Wait until all workers have ended the item; if one failed, make the groups anew.
 
-        A failed item may leave a collective in flight on some workers; the next item's would pair up with it.
-        Raises RuntimeError where the others do not come: they wait in a collective that this worker has left.
+        They meet at the store, as a failed item may leave a collective in flight on some workers, with which the next
+        one would pair up. Raises RuntimeError where the others do not come: they wait in a collective that this worker
+        has left.
         """
-        dist.monitored_barrier(self._meeting, timeout=MEETING_AFTER_FAILURE if failed else PATIENCE)
-        failures = torch.tensor(int(failed))
-        dist.all_reduce(failures, group=self._meeting)
-        if failures:
+        self._num_meetings += 1
+        keys = [f"meeting {self._num_meetings} rank {rank}" for rank in range(self._world_size)]
+        self._store.set(keys[self._rank], "failed" if failed else "done")
+        self._store.wait(keys, MEETING_AFTER_FAILURE if failed else PATIENCE)
+        if any(self._store.get(key) == b"failed" for key in keys):
             self.close()
-            self._generation += 1
             self._open()
 
     def close(self) -> None:
-        """Leave all groups."""
+        """Leave the groups."""
         dist.destroy_process_group()
 
     def _open(self) -> None:
         if not dist.is_initialized():  # Ray Train opens the first default group itself
-            store = dist.PrefixStore(f"generation {self._generation}", self._store)
+            store = dist.PrefixStore(f"groups after meeting {self._num_meetings}", self._store)
             dist.init_process_group(
                 self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=PATIENCE
             )
-        self.control, self._meeting = _gloo_group(), _gloo_group()
-
-
-def _gloo_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(group, dist.ProcessGroup), "every worker is a member"
-    return group
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(control, dist.ProcessGroup), "every worker is a member"
+        self.control = control
 
 
 class Ledger:
@@ -248,7 +251,7 @@ class Ledger:
 def death_notice(rank: int, num_workers: int, how: str) -> Outcome:
     """The outcome of items that a worker's death left unfinished."""
     who = "the worker" if num_workers == 1 else f"worker {rank} of {num_workers}"
-    return Outcome(error=f"{who} died ({how}); start the same command again: the run goes on from its last checkpoint")
+    return Outcome(error=f"{who} died ({how}); {START_AGAIN}")
 
 
 def thread_variables(threads: int) -> dict[str, str]:

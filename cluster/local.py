@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import (
+    LOOPBACK,
     Body,
     Group,
     Ledger,
@@ -56,22 +57,26 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
     ledger = Ledger(len(items), group.world_size)
     waiting = deque(range(len(items)))
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-        teams = [_Team(body, group, slot, folder) for slot in range(min(group.parallel, len(items)))]
+        teams: list[_Team] = []
         try:
+            for slot in range(min(group.parallel, len(items))):
+                teams.append(_Team(slot))
+                teams[-1].start(body, group, folder)
             while ledger.unsettled():
                 for team in teams:
                     if team.number is None and waiting:
                         number = waiting.popleft()
                         team.give(number, items[number])
                 for team in _listen(teams, ledger, on_event):
-                    teams.remove(team)
                     lost = [] if team.number is None else [team.number]
                     if group.parallel == 1:
                         lost.extend(waiting)
                         waiting.clear()
-                    elif waiting:
-                        teams.append(_Team(body, group, team.slot, folder))
                     ledger.give_up(lost, *team.bury())
+                    if waiting:
+                        team.start(body, group, folder)
+                    else:
+                        teams.remove(team)
             for team in teams:
                 team.dismiss()
         finally:
@@ -118,24 +123,29 @@ class _Member:
 class _Team:
     """Processes that share each item: one world of `group.world_size` ranks."""
 
-    def __init__(self, body: Body, group: Group, slot: int, folder: str) -> None:
+    def __init__(self, slot: int) -> None:
         self.slot = slot
+        """Its number among the teams."""
         self.number: int | None = None
         """The item it works at."""
+        self.members: list[_Member] = []
         self.silent: list[int] = []
         """The ranks whose pipes have ended."""
-        self.members: list[_Member] = []
+
+    def start(self, body: Body, group: Group, folder: str) -> None:
+        """Start the processes, in place of those that were there."""
+        self.number, self.members, self.silent = None, [], []
         context = get_context("spawn")
         meeting_point = str(Path(tempfile.mkdtemp(dir=folder)) / "store")
-        loopback = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
+        loopback = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)}
         with environment(loopback | thread_variables(group.threads)):
             for rank in range(group.world_size):
                 ours, theirs = context.Pipe()
-                seat = _Seat(rank, group.world_size, max(rank, slot), group.threads, meeting_point, os.getpid())
+                seat = _Seat(rank, group.world_size, rank + self.slot, group.threads, meeting_point, os.getpid())
                 process = context.Process(target=_serve, args=(body, seat, theirs), name=f"worker {rank}")
                 process.start()
-                theirs.close()  # so that the pipe ends with the worker
                 self.members.append(_Member(process, ours))
+                theirs.close()  # so that the pipe ends with the worker
 
     def give(self, number: int, item: Any) -> None:
         """Let all members run this item."""
@@ -221,8 +231,11 @@ def _claim_device(number: int) -> torch.device:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the driver dies, however it dies."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+    """Have the kernel kill this process when the driver dies, however it dies.
+
+    Only Linux can: elsewhere a worker ends with its pipe, when it asks for its next item.
+    """
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import (
+    LOOPBACK,
     PATIENCE,
+    START_AGAIN,
     Body,
     Group,
     Ledger,
@@ -89,7 +91,7 @@ def _connection(num_workers: int) -> Iterator[str | None]:
         ray.init(address, logging_level=logging.ERROR)
     else:
         _start(num_workers)
-        interface = interface or "lo"
+        interface = interface or LOOPBACK
     try:
         yield interface
     finally:
@@ -211,7 +213,7 @@ def _settle(ledger: Ledger, error: Exception | None, num_workers: int) -> None:
         notice = death_notice(dead[0], num_workers, "its process is gone")
     else:
         reason = str(error or "it left without a word").strip().splitlines()[-1]
-        notice = Outcome(error=f"the worker group ended: {reason}", traceback=str(error))
+        notice = Outcome(error=f"the worker group ended ({reason}); {START_AGAIN}", traceback=str(error))
     ledger.give_up(ledger.unsettled(), notice, killed=bool(dead))
 
 

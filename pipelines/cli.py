@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from cluster.checkpoints import open_storage
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
 from pipelines.recipes.parts import Choices
@@ -40,36 +42,48 @@ class _First:
 OPTIONS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 
 
-def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
-    """Run the recipe as the command line changes it; 0 = finished, 1 = the run failed, 2 = the command is wrong."""
+def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run the recipe as the command line changes it.
+
+    0 = finished, 1 = the run failed, 2 = the command is wrong, 130 = stopped by Ctrl-C. program: its name in the help.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console()
     try:
-        command = parse(recipe, argv)
+        command = parse(recipe, argv, program)
         show(command, console)
         name = recipe.__name__
         [ended] = run_experiments([command.experiment], command.placement, command.suite, name, console)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        complain(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        complain("stopped; start the same command again, and the run goes on from its last checkpoint")
+        return 130
     return report([ended], console)
 
 
-def parse(recipe: Recipe, argv: Sequence[str]) -> Command:
+def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
     """The command line over the recipe's values. ValueError for a value that cannot be."""
-    asks_help = {"-h", "--help"} & set(argv)
+    without_help = [word for word in argv if word not in ("-h", "--help")]
     first, _ = tyro.cli(
-        _First,
-        default=_First(Choices()),
-        args=[word for word in argv if word not in ("-h", "--help")],
-        return_unknown_args=True,
-        console_outputs=not asks_help,
-        config=OPTIONS,
+        _First, default=_First(Choices()), args=without_help, prog=program, return_unknown_args=True, config=OPTIONS
     )
-    experiment = recipe(first.choices, Path(first.storage).absolute() / "smoke")
+    # Only a smoke run may write before it starts.
+    scratch = open_storage(first.storage) / "smoke" if first.choices.smoke else Path()
+    experiment = recipe(first.choices, scratch)
     default = Command(Choices(), experiment, Placement(), suite=experiment.data.label)
     description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
-    return tyro.cli(Command, default=default, args=argv, description=description, config=OPTIONS)
+    command = tyro.cli(Command, default=default, args=argv, prog=program, description=description, config=OPTIONS)
+    for name, value in parameters(command.experiment):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
+    return command
+
+
+def complain(text: str) -> None:
+    """A line in red on standard error."""
+    Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def show(command: Command, console: Console) -> None:
@@ -84,8 +98,7 @@ def report(ended: Sequence[Ended], console: Console) -> int:
     """Say where everything is; the exit status."""
     for end in ended:
         if end.error is not None or end.result is None:
-            text = f"failed: {end.experiment.name}: {end.error}"
-            Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+            complain(f"failed: {end.experiment.name}: {end.error}")
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
         text = (

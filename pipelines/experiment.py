@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from compression.methods import EPSD, Dense, EarlyPruning
+from compression.models import MODELS
 from pipelines import identity
 from pipelines.data.config import CIFAR10, CIFAR100, Digits, ImageNet, Images
-from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer
+from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer, check_elementwise
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -52,6 +54,14 @@ class Experiment:
     seed: int = 0
     """decides initial weights, data order, augmentation and the validation split"""
 
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            near = difflib.get_close_matches(self.model, MODELS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"there is no model {self.model!r}; {hint}There are: {', '.join(MODELS)}")
+        if hasattr(self.method, "sparsity"):
+            check_elementwise(self.training.optimizer)
+
     @property
     def identity(self) -> str:
         """16 hexadecimal digits: equal for experiments that must give the same result."""
@@ -74,12 +84,11 @@ class Placement:
     """Where and how experiments run. Not part of what they are."""
 
     workers: int | None = None
-    """processes that train one experiment together; 0 = in this process
-    (default: 0; inside a Ray job one per GPU of the cluster, or 1)"""
+    """processes that train one experiment together; 0: in this one; None: 0, or inside a Ray job one per GPU"""
     launcher: Literal["local", "ray"] | None = None
-    """who starts the workers: this machine's processes, or Ray Train (default: ray inside a Ray job, else local)"""
+    """who starts the workers: this machine's processes, or Ray Train; None: ray inside a Ray job, else local"""
     strategy: Literal["single", "ddp", "deepspeed"] | None = None
-    """how workers share the training (default: ddp for 2 or more workers)"""
+    """how workers share the training; None: ddp for 2 or more"""
     parallel: int = 1
     """single-process experiments side by side"""
     threads: int = 1
@@ -87,7 +96,7 @@ class Placement:
     storage: str = "storage"
     """folder that holds everything of every run; start the same command with the same folder to go on"""
     tracking_uri: str | None = None
-    """MLflow: sqlite:///FILE or http://HOST:PORT (default: mlflow.db in the storage folder)"""
+    """MLflow: sqlite:///FILE or http://HOST:PORT; None: mlflow.db in the storage folder"""
     checkpoint_steps: int = 0
     """training steps between checkpoints, beside the one after each epoch; 0 = after epochs only"""
     keep: int = 2
@@ -96,6 +105,11 @@ class Placement:
     """image-decoding processes of each worker, for data that is not held in memory"""
     accept_placement: bool = False
     """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep", 1), ("checkpoint_steps", 0), ("loader_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
 
 def parameters(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

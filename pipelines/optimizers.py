@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop"})
+ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop"})
 """torch.optim classes that update each weight from its own gradient alone: a masked weight stays exactly zero."""
+
+OFFERED = sorted(
+    name
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and {"lr", "weight_decay"} <= inspect.signature(value).parameters.keys()
+)
+"""torch.optim classes that `TorchOptimizer` takes: those with the two values that it gives them."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,16 @@ class SGD:
     lr: float = 0.1
     """peak learning rate"""
     momentum: float = 0.9
+    """share of the last step's direction that the next one keeps"""
     weight_decay: float = 5e-4
+    """of all weights, BatchNorm's and biases too"""
     nesterov: bool = False
+    """look ahead along the momentum"""
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+        if self.momentum < 0 or (self.nesterov and self.momentum == 0):
+            raise ValueError(f"momentum must be 0 or more, and above 0 with nesterov, not {self.momentum}")
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -42,8 +58,16 @@ class AdamW:
     lr: float = 1e-3
     """peak learning rate"""
     beta1: float = 0.9
+    """decay of the mean of gradients"""
     beta2: float = 0.999
+    """decay of the mean of their squares"""
     weight_decay: float = 0.01
+    """of all weights, BatchNorm's and biases too"""
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"beta1 and beta2 must lie in [0, 1), not {self.beta1} and {self.beta2}")
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
@@ -55,25 +79,24 @@ class TorchOptimizer:
     """Any other optimiser of torch.optim, by the name of its class, with its own defaults."""
 
     name: str = "RMSprop"
+    """the class"""
     lr: float = 1e-3
     """peak learning rate"""
     weight_decay: float = 0.0
+    """of all weights, BatchNorm's and biases too"""
 
     def __post_init__(self) -> None:
-        known = [
-            n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
-        ]
-        if self.name not in known:
-            near = difflib.get_close_matches(self.name, known, n=1)
+        _check_lr(self.lr)
+        if self.name not in OFFERED:
+            near = difflib.get_close_matches(self.name, OFFERED, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(
-                f"torch.optim has no {self.name!r}; " + (f"did you mean {near[0]}?" if near else str(known))
+                f"there is no torch.optim.{self.name} with learning rate and weight decay; {hint}"
+                f"There are: {', '.join(OFFERED)}"
             )
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         return getattr(torch.optim, self.name)(groups, lr=self.lr, weight_decay=self.weight_decay)
-
-
-OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
 
 
 @dataclass(frozen=True)
@@ -112,9 +135,14 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
 
-def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
-    """ValueError for an optimiser under which masked weights would not stay zero."""
-    name = type(optimizer).__name__
+def _check_lr(lr: float) -> None:
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"lr must be 0 or more, not {lr}")
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer | SGD | AdamW | TorchOptimizer) -> None:
+    """ValueError for an optimiser, or the config of one, under which masked weights would not stay zero."""
+    name = optimizer.name if isinstance(optimizer, TorchOptimizer) else type(optimizer).__name__
     if name not in ELEMENTWISE:
         raise ValueError(
             f"{name} does not update each weight from its own gradient alone, so pruned weights would not stay zero; "

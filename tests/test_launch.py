@@ -99,9 +99,10 @@ class TestTwoWorkers:
     )
 
     @pytest.fixture(scope="class")
-    def result(self) -> tuple[list[Outcome], Events]:
+    @classmethod
+    def result(cls) -> tuple[list[Outcome], Events]:
         assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "3"
-        return run([*self.ITEMS, "gradients"], workers=2, threads=3)
+        return run([*cls.ITEMS, "gradients"], workers=2, threads=3)
 
     def test_workers_reach_each_other(self, result: tuple[list[Outcome], Events]) -> None:
         expected = {"total": 3.0, "ranks": [0, 1], "device": "cuda" if torch.cuda.is_available() else "cpu"}
@@ -127,7 +128,7 @@ class TestTwoWorkers:
     def test_ddp_averages_gradients_and_keeps_hooks(self, result: tuple[list[Outcome], Events]) -> None:
         value = result[0][9].value
         assert value["masked entries that are not zero"] == [0, 0]
-        assert value["kept entries that are zero"] == [0, 0]
+        assert min(value["entries"]) > 500
         assert max(value["largest error"]) < 1e-12
 
     def test_a_worker_left_waiting_ends_the_group(self) -> None:

@@ -42,4 +42,5 @@ def early_pruning(session: Session, config: EarlyPruning) -> nn.Module:
     batches = session.batches(scoring, config.criterion.num_batches(scoring))
     scores = session.stage("score", lambda: config.criterion.score(model, batches, scoring))
     masks = allocation.global_topk(scores, config.sparsity).check(config.sparsity, allow_empty=config.allow_empty)
+    session.log(empty_layers=len(masks.empty_layers()))
     return session.train("train", model, config.objective.objective(), masks=masks)

@@ -57,4 +57,5 @@ def epsd(session: Session, config: EPSD) -> nn.Module:
         ),
     )
     masks = allocation.global_topk(scores, config.sparsity).check(config.sparsity, allow_empty=config.allow_empty)
+    session.log(empty_layers=len(masks.empty_layers()))
     return session.train("train", model, objective, masks=masks)

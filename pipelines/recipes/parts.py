@@ -10,7 +10,7 @@ from typing import TypeVar
 from compression.criteria import CRITERIA
 from compression.methods import EPSD, Dense, EarlyPruning
 from compression.objectives import OBJECTIVES
-from pipelines.optimizers import SGD, AdamW, TorchOptimizer
+from pipelines.optimizers import OFFERED, SGD, AdamW, TorchOptimizer
 
 T = TypeVar("T")
 
@@ -25,10 +25,10 @@ class Choices:
     """dense, early_pruning or epsd"""
     distillation: str = "cs_kd"
     """objective of the training: cs_kd, ps_kd, dlb, label_smoothing or cross_entropy"""
-    criterion: str = "prospr"
-    """of early_pruning: prospr or snip"""
+    criterion: str | None = None
+    """of early_pruning: prospr or snip; None: prospr"""
     optimizer: str = "sgd"
-    """sgd, adamw or the name of a class in torch.optim"""
+    """sgd, adamw or another class of torch.optim"""
     smoke: bool = False
     """the whole path on real digits in less than a minute, without network"""
 
@@ -36,7 +36,9 @@ class Choices:
         """The method's config; `sparsity` where it prunes."""
         method = choose("method", self.method, METHODS)
         objective = choose("distillation", self.distillation, OBJECTIVES)()
-        criterion = choose("criterion", self.criterion, CRITERIA)()
+        criterion = choose("criterion", self.criterion or "prospr", CRITERIA)()
+        if self.criterion is not None and method is not EarlyPruning:
+            raise ValueError(f"--criterion goes with --method early_pruning; {self.method} does not ask for one")
         if method is Dense:
             return Dense(objective=objective)
         if method is EPSD:
@@ -45,9 +47,8 @@ class Choices:
 
     def optimise(self, sgd: SGD) -> SGD | AdamW | TorchOptimizer:
         """The recipe's own SGD, or another optimiser with its defaults."""
-        if self.optimizer == "sgd":
-            return sgd
-        return AdamW() if self.optimizer == "adamw" else TorchOptimizer(self.optimizer)
+        others = {name.lower(): TorchOptimizer(name) for name in OFFERED}
+        return choose("optimizer", self.optimizer.lower(), {**others, "sgd": sgd, "adamw": AdamW()})
 
 
 def choose(kind: str, name: str, among: Mapping[str, T]) -> T:

@@ -1,0 +1,34 @@
+"""Any recipe by its name: python pipelines/run.py RECIPE --help"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pipelines import cli
+from pipelines.recipes import RECIPES
+from pipelines.recipes.parts import choose
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The recipe that the first word names, with the options that follow; statuses as `cli.main`."""
+    name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"usage: pipelines/run.py RECIPE [OPTIONS]\n\n{recipes()}\n\nOptions: pipelines/run.py RECIPE --help")
+        return 0
+    try:
+        recipe = choose("recipe", name, RECIPES)
+    except ValueError as error:
+        cli.complain(f"error: {error}")
+        return 2
+    return cli.main(recipe, options, program=f"pipelines/run.py {name}")
+
+
+def recipes() -> str:
+    """A line for each recipe: its name and what its docstring begins with."""
+    width = max(map(len, RECIPES))
+    return "\n".join(f"  {name:{width}}  {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

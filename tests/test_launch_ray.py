@@ -1,0 +1,69 @@
+"""The launcher on Ray Train: each launch starts a Ray of its own on this machine, as no other one is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.launch import Group, Outcome, launch
+from tests.launch_bodies import play
+
+pytestmark = pytest.mark.ray
+
+Events = list[tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def run(items: list[Any], storage: Path, **group: Any) -> tuple[list[Outcome], Events]:
+    import ray
+
+    events: Events = []
+    how = Group(launcher="ray", storage=str(storage), **group)
+    interrupt = signal.getsignal(signal.SIGINT)
+    outcomes = launch(play, items, how, lambda number, event: events.append((number, event)))
+    assert not ray.is_initialized(), "what launch started, it ends"
+    assert signal.getsignal(signal.SIGINT) is interrupt, "Ctrl-C stays the caller's"
+    return outcomes, events
+
+
+def test_two_workers(tmp_path: Path) -> None:
+    items = ["reduce", "fail", "fail_in_flight", "reduce", ("count", 5), "surroundings", "die", "reduce"]
+    outcomes, events = run(items, tmp_path, workers=2, threads=3)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert outcomes[0].value == {"total": 3.0, "ranks": [0, 1], "device": device}
+    assert outcomes[1].error == "ValueError: wrong on purpose"
+    assert "in fail" in (outcomes[1].traceback or "")
+    assert outcomes[2].error == "ValueError: wrong in flight"
+    assert outcomes[3] == outcomes[0]
+    assert outcomes[4].value == "counted"
+    assert events == [(4, {"count": number}) for number in range(5)]
+    around = outcomes[5].value
+    assert (around["omp"], around["threads"], around["world_size"], around["control"]) == ("3", 3, 2, True)
+    assert around["pid"] != os.getpid()
+    lost = "worker 1 of 2 died (its process is gone); start the same command again"
+    assert [(outcome.error or "").split(": ")[0] for outcome in outcomes[6:]] == [lost, lost]
+    assert list((tmp_path / "ray").iterdir()), "Ray Train keeps its files where it was told to"
+
+
+def test_workers_side_by_side(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    begin = time.monotonic()
+    items = [("meet_in", folder, "a", "b"), ("meet_in", folder, "b", "a"), "surroundings", "fail"]
+    outcomes, _ = run(items, tmp_path, parallel=2)
+    assert time.monotonic() - begin < 300
+    assert [outcome.error for outcome in outcomes] == [None, None, None, "ValueError: wrong on purpose"]
+    assert outcomes[0].value != outcomes[1].value
+    around = outcomes[2].value
+    assert around["pid"] == outcomes[0].value, "the first worker takes items 0, 2, ..."
+    assert (around["rank"], around["world_size"], around["control"], around["group"]) == (0, 1, False, False)
