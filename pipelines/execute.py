@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -40,9 +41,10 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
     """Run `work.experiment`, or what is left of it, and return what its result.json says."""
     experiment = work.experiment
     folder = RunFolder(work.storage, experiment.identity)
-    loader = open_loader(
-        experiment.data, experiment.seed, worker.device, _image_dtype(experiment), work.placement.loader_workers
-    )
+    num_loaders = work.placement.loader_workers
+    if num_loaders is None:
+        num_loaders = min(8, os.cpu_count() or 1)
+    loader = open_loader(experiment.data, experiment.seed, worker.device, _image_dtype(experiment), num_loaders)
     run = Run(experiment, work.placement, worker, loader, folder)
     try:
         with _lock(run):

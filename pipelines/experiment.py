@@ -101,8 +101,8 @@ class Placement:
     """training steps between checkpoints, beside the one after each epoch; 0 = after epochs only"""
     keep: int = 2
     """checkpoints kept of each training"""
-    loader_workers: int = 4
-    """image-decoding processes of each worker, for data that is not held in memory"""
+    loader_workers: int | None = None
+    """image-decoding processes of each worker, where data is not held in memory (default: one per core, 8 at most)"""
     accept_placement: bool = False
     """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
 

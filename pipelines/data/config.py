@@ -123,6 +123,9 @@ class ImageNet:
     root: str = field(default="data/imagenet", metadata=PLACE)
     """Folder that holds train/ and val/."""
 
+    name: str = "imagenet"
+    """The data set's name in tables and tags; another one for anything but the whole of ImageNet."""
+
     image_size: int = 224
     """Height and width in pixels of what the network sees."""
 
@@ -140,7 +143,7 @@ class ImageNet:
     @property
     def label(self) -> str:
         """The data set's name in tables and tags."""
-        return "imagenet"
+        return self.name
 
 
 Data: TypeAlias = Digits | CIFAR10 | CIFAR100 | Images | ImageNet

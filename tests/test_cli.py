@@ -1,0 +1,560 @@
+"""The command line as a person meets it: help, options, misspellings, bad values, absent data, and whole smoke runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compression import artifact
+from compression.methods import EPSD, Dense, EarlyPruning
+from compression.objectives import CrossEntropyConfig, CSKDConfig, PSKDConfig
+from pipelines import cli, run
+from pipelines.experiment import Experiment, parameters
+from pipelines.optimizers import SGD, AdamW, TorchOptimizer
+from pipelines.recipes import RECIPES, cifar10_epsd, digits_epsd, imagenet_epsd
+from tests.terminal import run_in_terminal, screen
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {name: ROOT / "pipelines" / f"{name}.py" for name in RECIPES}
+
+WATCHED_SOCKETS = """
+import os, socket
+
+def watched(name):
+    original = getattr(socket.socket, name)
+    def call(self, address):
+        if self.family != socket.AF_UNIX:
+            with open(os.environ["ASKED_THE_NETWORK"], "a") as file:
+                file.write(f"{address}\\n")
+            raise ConnectionRefusedError(f"no network in this test: {address}")
+        return original(self, address)
+    setattr(socket.socket, name, call)
+
+watched("connect")
+watched("connect_ex")
+"""
+"""A sitecustomize.py that takes note of whoever asks for a network: to swallow the error must not hide it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """Standard error without the frames and line breaks of boxes."""
+        return re.sub(r"[\s│─╭╮╰╯]+", " ", self.err)
+
+
+@pytest.fixture
+def say(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """A command line for `main`, from an empty working directory."""
+
+    def main(recipe: cli.Recipe | None, *argv: str) -> Said:
+        try:
+            status: Any = run.main(argv) if recipe is None else cli.main(recipe, argv)
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return Said(status, said.out, said.err)
+
+    return main
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a script that may not use the network, in a locale, and with a terminal width, of its own."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(WATCHED_SOCKETS)
+    dropped = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return {
+        **{name: value for name, value in os.environ.items() if name not in dropped},
+        "PYTHONPATH": str(site),
+        "ASKED_THE_NETWORK": str(folder / "asked"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+    }
+
+
+# Help
+
+
+def test_every_script_answers_help(tmp_path: Path):
+    began = time.monotonic()
+    scripts = [*SCRIPTS.values(), ROOT / "pipelines" / "run.py"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, "--help"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for script in scripts
+    ]
+    for script, process in zip(scripts, started, strict=True):
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert f"pipelines/{script.name}" in out
+        recipe = RECIPES.get(script.stem)
+        if recipe is None:
+            assert all(f"  {name} " in out for name in RECIPES)
+            continue
+        assert (recipe.__doc__ or "").splitlines()[0] in out
+        for option in ("--method.sparsity", "--training.optimizer.lr", "--data.val-fraction", "--seed", "--storage"):
+            assert option in out
+    assert time.monotonic() - began < 40  # the four share two cores; alone one takes a few seconds
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_help_explains_every_option(recipe: cli.Recipe, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    said = say(recipe, "--help")
+    assert said.status == 0
+    options = re.findall(r"│ (?:-h, )?--([\w.-]+)(?: [^│]*?)?(?:  +([^│]*)|)│", said.out)
+    assert len(options) > 30
+    # A boolean that is on is offered as --no-NAME.
+    names = {re.sub(r"(^|\.)no-", r"\1", name).replace("-", "_") for name, _ in options}
+    values = {name for name, value in parameters(recipe(cli.Choices(), Path())) if not type(value).__name__.isupper()}
+    plain = {name for name in values if name.rpartition(".")[2] not in PARTS}
+    assert plain <= names
+    below = dict(zip([name for name, _ in options], [*said.out.split("│ --")[1:]], strict=False))
+    assert all(re.search(r"[a-z]{3}", text.partition("\n")[2] + text) for text in below.values())
+
+
+PARTS = {
+    "method",
+    "distillation",
+    "objective",
+    "criterion",
+    "data",
+    "augmentation",
+    "training",
+    "optimizer",
+    "schedule",
+}
+
+
+def test_help_knows_the_options_of_the_choice(say: Callable[..., Said]):
+    said = say(digits_epsd, "--help", "--method", "early_pruning", "--distillation", "ps_kd", "--optimizer", "adamw")
+    assert said.status == 0
+    assert "--method.objective.alpha" in said.out
+    assert "--training.optimizer.beta1" in said.out
+    assert "--method.inner-steps" not in said.out
+
+
+# Options that are right
+
+
+def parsed(*argv: str, recipe: cli.Recipe = digits_epsd) -> Experiment:
+    return cli.parse(recipe, argv).experiment
+
+
+def test_without_options_it_is_the_recipe():
+    assert parsed() == digits_epsd(cli.Choices(), Path())
+    command = cli.parse(digits_epsd, [])
+    assert command.suite == "digits"
+    assert command.placement == cli.Placement()
+
+
+def test_options_change_the_recipes_values():
+    experiment = parsed(
+        *("--method.sparsity", "0.9", "--seed", "2", "--training.optimizer.lr", "0.05", "--model", "resnet32"),
+        *("--training.no-channels-last", "--training.epochs=3", "--data.augmentation.flip"),
+    )
+    assert isinstance(experiment.method, EPSD)
+    assert (experiment.sparsity, experiment.seed, experiment.model) == (0.9, 2, "resnet32")
+    assert experiment.training.optimizer == SGD(lr=0.05)
+    assert (experiment.training.epochs, experiment.training.channels_last) == (3, False)
+    assert experiment.data.augmentation.flip  # pyright: ignore[reportAttributeAccessIssue]
+    assert experiment.identity != parsed().identity
+
+
+def test_placement_is_not_part_of_the_experiment(tmp_path: Path):
+    command = cli.parse(digits_epsd, ["--workers", "2", "--storage", str(tmp_path), "--suite", "mine", "--keep", "5"])
+    assert (command.placement.workers, command.placement.storage, command.placement.keep) == (2, str(tmp_path), 5)
+    assert command.suite == "mine"
+    assert command.experiment.identity == parsed().identity
+    placed = cli.parse(cifar10_epsd, ["--data.root", str(tmp_path)])
+    assert placed.experiment.data.root == str(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
+    assert placed.experiment.identity == parsed(recipe=cifar10_epsd).identity
+
+
+@pytest.mark.parametrize(
+    ("argv", "method"),
+    [
+        ("--distillation ps_kd", EPSD(PSKDConfig())),
+        ("--distillation ps_kd --method.distillation.alpha 0.5", EPSD(PSKDConfig(alpha=0.5))),
+        ("--method dense --distillation cross_entropy", Dense(CrossEntropyConfig())),
+        ("--method=dense", Dense(CSKDConfig())),
+        ("--method early_pruning --criterion snip --method.sparsity 0.8", "SNIP + CS-KD"),
+        ("--method early_pruning --distillation cross_entropy", "ProsPr + CE"),
+    ],
+)
+def test_a_choice_brings_its_own_options(argv: str, method: Any):
+    chosen = parsed(*argv.split()).method
+    if isinstance(method, str):
+        assert isinstance(chosen, EarlyPruning)
+        assert chosen.label == method
+    else:
+        assert chosen == method
+
+
+@pytest.mark.parametrize(
+    ("argv", "optimizer"),
+    [
+        ("--optimizer adamw --training.optimizer.lr 0.002", AdamW(lr=0.002)),
+        ("--optimizer RMSprop", TorchOptimizer("RMSprop")),
+        ("--optimizer adam", TorchOptimizer("Adam")),
+        ("--optimizer SGD", SGD(lr=0.1)),
+        ("--optimizer Adafactor --method dense", TorchOptimizer("Adafactor")),
+    ],
+)
+def test_optimisers_by_name(argv: str, optimizer: Any):
+    assert parsed(*argv.split()).training.optimizer == optimizer
+
+
+def test_the_experiment_is_shown_whole_before_it_starts(say: Callable[..., Said]):
+    argv = ["--method.sparsity", "0.9", "--distillation", "ps_kd"]
+    said = say(digits_epsd, *argv, "--workers", "-1")
+    assert said.status == 2
+    experiment = parsed(*argv)
+    first, *lines = said.out.splitlines()
+    assert first.startswith(experiment.name)
+    assert experiment.identity in first
+    assert lines == [f"  {name} = {value}" for name, value in parameters(experiment)]
+    assert "  method.sparsity = 0.9" in lines
+    assert "  method.distillation = PSKDConfig" in lines
+
+
+# Options that are wrong: status 2, what to type instead, and nothing started
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--method.sparsty 0.9", "--method.sparsity"),
+        ("--trainig.epochs 3", "--training.epochs"),
+        ("--method epds", "no method 'epds'; did you mean epsd?"),
+        ("--distillation cs_k", "no distillation 'cs_k'; did you mean cs_kd?"),
+        ("--method early_pruning --criterion prosper", "no criterion 'prosper'; did you mean prospr?"),
+        ("--criterion snip", "--criterion goes with --method early_pruning; epsd"),
+        ("--optimizer sdg", "no optimizer 'sdg'; did you mean sgd?"),
+        ("--optimizer Rprop", "no optimizer 'rprop'; did you mean rmsprop?"),
+        ("--model resnt20", "no model 'resnt20'; did you mean resnet20?"),
+        ("--model transformer", "There are: resnet20, "),
+        ("--optimizer Muon", "Muon does not update each weight from its own gradient alone"),
+        ("--optimizer Adafactor --method early_pruning", "Adafactor does not update"),
+        ("--optimizer adam --training.optimizer.name Adan", "did you mean Adam?"),
+        ("--method.sparsity 1.0", "must lie in [0, 1), not 1.0"),
+        ("--method.sparsity -0.1", "must lie in [0, 1), not -0.1"),
+        ("--method.sparsity 95", "for 95.0 % write 0.95"),
+        ("--method.sparsity nan", "must lie in [0, 1), not nan"),
+        ("--method.inner-lr inf", "--method.inner-lr must be a finite number, not inf"),
+        ("--method dense --method.sparsity 0.9", "Unrecognized options: --method.sparsity"),
+        ("--training.epochs 0", "must be 1 or more, not 0"),
+        ("--training.batch-size 0", "must be 1 or more"),
+        ("--training.warmup-epochs 16", "must lie in [0, 15], not 16"),
+        ("--training.optimizer.lr -1", "lr must be 0 or more, not -1"),
+        ("--training.optimizer.lr nan", "lr must be 0 or more, not nan"),
+        ("--training.optimizer.momentum 0 --training.optimizer.nesterov", "above 0 with nesterov"),
+        ("--optimizer adamw --training.optimizer.beta2 1", "must lie in [0, 1)"),
+        ("--training.precision float16", "bfloat16"),
+        ("--data.val-fraction 1", "val_fraction must be at least 0 and below 1"),
+        ("--seed two", "--seed: invalid literal for int() with base 10: 'two'"),
+        ("--seed", "Missing value for argument '--seed'"),
+        ("digits", "Unrecognized options: digits"),
+        ("--smoke yes", "Unrecognized options: yes"),
+        ("--keep 0", "keep must be 1 or more, not 0"),
+        ("--checkpoint-steps -1", "checkpoint_steps must be 0 or more, not -1"),
+        ("--loader-workers -1", "loader_workers must be 0 or more, not -1"),
+        ("--launcher rey", "'ray'"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_starts(argv: str, words: str, say: Callable[..., Said], here: Path):
+    said = say(digits_epsd, *argv.split())
+    assert said.status == 2
+    assert words in said.error
+    assert said.out == ""
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--strategy deepspeed", "--strategy deepspeed is not available yet: use single or ddp"),
+        ("--strategy single --workers 2", "use --strategy ddp"),
+        ("--launcher ray --workers 0", "--launcher ray needs --workers 1 or more"),
+        ("--workers 2 --parallel 2", "--workers 2 --parallel 1"),
+        ("--workers -1", "use 0 or more workers"),
+        ("--threads 0", "1 or more for the other two"),
+        ("--storage /proc/x", "storage /proc/x cannot be written"),
+        ("--storage s3://bucket/x", "is not a local folder: mount it"),
+        ("--storage= --smoke", "storage is empty"),
+        ("--smoke --storage /proc/x", "storage /proc/x cannot be written"),
+    ],
+)
+def test_a_wrong_placement_is_refused_before_anything_runs(argv: str, words: str, say: Callable[..., Said], here: Path):
+    said = say(digits_epsd, *argv.split())
+    assert said.status == 2
+    assert words in said.error
+    assert "score" not in said.out
+    assert not list(here.glob("storage/runs/*"))
+
+
+def test_a_storage_of_another_format_is_refused(say: Callable[..., Said], here: Path):
+    (here / "storage").mkdir()
+    (here / "storage" / "orchard.json").write_text('{"format": 99}')
+    said = say(digits_epsd)
+    assert said.status == 2
+    assert "has format 99" in said.err
+    assert "choose another folder with --storage" in said.err
+
+
+def test_a_smoke_run_writes_only_into_a_storage_that_can_be(say: Callable[..., Said], here: Path):
+    assert say(imagenet_epsd, "--smoke", "--storage", "s3://bucket/x").status == 2
+    assert list(here.iterdir()) == []
+
+
+# Recipes by name
+
+
+def test_run_lists_the_recipes(say: Callable[..., Said]):
+    for argv in ([], ["--help"]):
+        said = say(None, *argv)
+        assert said.status == 0
+        for name, recipe in RECIPES.items():
+            assert f"  {name} " in said.out
+            assert (recipe.__doc__ or "").splitlines()[0] in said.out
+
+
+def test_run_takes_a_recipe_by_its_name(say: Callable[..., Said]):
+    said = say(None, "cifar10_epsd", "--help")
+    assert said.status == 0
+    assert "usage: pipelines/run.py cifar10_epsd" in said.out
+    assert "--data.root" in said.out
+    said = say(None, "digits_epsd", "--method.sparsity", "2")
+    assert said.status == 2
+    assert "must lie in [0, 1)" in said.error
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("digits_epds", "no recipe 'digits_epds'; did you mean digits_epsd?"),
+        ("cifar_epsd --seed 1", "did you mean cifar10_epsd?"),
+        ("--seed 1", "There are: digits_epsd, cifar10_epsd, imagenet_epsd"),
+    ],
+)
+def test_run_names_the_nearest_recipe(argv: str, words: str, say: Callable[..., Said]):
+    said = say(None, *argv.split())
+    assert said.status == 2
+    assert words in said.err
+    assert said.out == ""
+
+
+# Data that is not there: the run fails, and says which folder is to hold what
+
+
+def test_absent_archives_are_named(say: Callable[..., Said], here: Path):
+    said = say(cifar10_epsd)
+    assert said.status == 1
+    assert "data holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/" in said.err
+    assert "--data.root" in said.err
+    said = say(cifar10_epsd, "--data.root", str(here / "nothing"))
+    assert said.status == 1
+    assert f"{here}/nothing holds neither" in said.err
+
+
+def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path):
+    (here / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b" + bytes(1000))
+    said = say(cifar10_epsd, "--data.root", str(here))
+    assert said.status == 1
+    assert f"{here}/cifar-10-python.tar.gz has md5" in said.err
+    assert "incomplete or altered" in said.err
+
+
+def test_absent_image_folders_are_named(say: Callable[..., Said], here: Path):
+    said = say(imagenet_epsd)
+    assert said.status == 1
+    assert "data/imagenet must hold train/<class>/* and val/<class>/*" in said.err
+    (here / "train" / "n01440764").mkdir(parents=True)
+    (here / "val").mkdir()
+    said = say(imagenet_epsd, "--data.root", str(here))
+    assert said.status == 1
+    assert f"no image in {here}/train/n01440764" in said.err
+
+
+def test_a_failed_run_can_be_started_again(say: Callable[..., Said], here: Path):
+    for _ in range(2):
+        said = say(cifar10_epsd)
+        assert said.status == 1
+        assert "finished before" not in said.out
+    assert not list(here.glob("storage/runs/*/result.json"))
+
+
+# Whole runs
+
+
+@dataclass(frozen=True)
+class Smoke:
+    name: str
+    cwd: Path
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def run(self) -> Path:
+        [folder] = (self.cwd / "storage" / "runs").iterdir()
+        return folder
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """`python pipelines/NAME.py --smoke` in an empty folder, the first on a terminal, the others into a pipe."""
+    name = request.param
+    cwd, aside = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp(f"{name}-aside")
+    command = [sys.executable, str(SCRIPTS[name]), "--smoke"]
+    began = time.monotonic()
+    if name == "digits_epsd":
+        status, output = run_in_terminal(command, cwd, environment(aside))
+    else:
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=cwd, env=environment(aside), check=False, timeout=120, **pipe)
+        status, output = done.returncode, done.stdout
+    seconds = time.monotonic() - began
+    asked = aside / "asked"
+    assert not asked.exists(), f"it asked the network for {asked.read_text()}"
+    return Smoke(name, cwd, status, output, seconds)
+
+
+def test_a_smoke_run_leaves_a_network(smoke: Smoke):
+    assert smoke.status == 0, smoke.output
+    assert smoke.seconds < 60
+    assert "Traceback" not in smoke.output
+    assert [path.name for path in smoke.cwd.iterdir()] == ["storage"]
+    result = json.loads((smoke.run / "result.json").read_text())
+    sparsity = 0.9 if smoke.name == "imagenet_epsd" else 0.95
+    assert result["metrics"]["cost/achieved_sparsity"] == pytest.approx(sparsity, abs=1e-4)
+    assert result["tags"]["recipe"] == smoke.name
+    model = artifact.load(smoke.run)
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_a_smoke_run_is_tracked(smoke: Smoke):
+    from mlflow import MlflowClient
+
+    result = json.loads((smoke.run / "result.json").read_text())
+    client = MlflowClient(f"sqlite:///{smoke.cwd}/storage/mlflow.db")
+    suite = result["labels"]["dataset"]
+    experiment = client.get_experiment_by_name(suite)
+    assert experiment is not None
+    [tracked] = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.metrics["test/accuracy"] == result["metrics"]["test/accuracy"]
+    assert tracked.data.tags["orchard.identity"] == result["identity"] == smoke.run.name
+    assert {item.path for item in client.list_artifacts(tracked.info.run_id)} == {"model.safetensors", "arch.json"}
+    assert tracked.info.run_id in smoke.output
+
+
+def test_a_smoke_run_shows_its_progress(smoke: Smoke):
+    epochs = 1 if smoke.name == "imagenet_epsd" else 2
+    if smoke.name != "digits_epsd":
+        assert "\x1b" not in smoke.output
+        assert re.search(r"seed 0: score\n", smoke.output)
+        for epoch in range(1, epochs + 1):
+            assert re.search(rf"train epoch {epoch}/{epochs}, loss \d+\.\d+, accuracy [\d.]+% val", smoke.output)
+        assert re.search(r"finished, test accuracy [\d.]+%\n", smoke.output)
+        return
+    shown = screen(smoke.output)
+    [header] = [number for number, line in enumerate(shown) if line.startswith("experiment")]
+    assert re.search(r"seed 0  finished    2/2  ━{14}  \d\.\d{4}  [\d.]+% test", shown[header + 1])
+    assert "test accuracy" in shown[header + 2]
+    assert smoke.output.count("experiment") > 4, "it was drawn again and again"
+
+
+def test_a_finished_run_is_not_run_again(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(smoke.cwd)
+    before = (smoke.run / "result.json").read_bytes()
+    began = time.monotonic()
+    assert cli.main(RECIPES[smoke.name], ["--smoke"]) == 0
+    assert time.monotonic() - began < 10
+    out = capsys.readouterr().out
+    assert "finished before: EPSD (CS-KD)" in out
+    assert "epoch 1" not in out
+    accuracy = json.loads(before)["metrics"]["test/accuracy"]
+    assert f"test accuracy {accuracy:.2%}\n  network: {smoke.run}\n  MLflow run: " in out
+    assert (smoke.run / "result.json").read_bytes() == before
+
+
+def test_a_wrong_tracking_uri_is_named(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(smoke.cwd)
+    assert cli.main(RECIPES[smoke.name], ["--smoke", "--tracking-uri", "./mlruns"]) == 2
+    assert "tracking URI './mlruns' is not supported: give sqlite:///FILE" in capsys.readouterr().err
+
+
+def test_sockets_are_watched(tmp_path: Path):
+    code = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert "no network in this test" in done.stderr
+    assert (tmp_path / "asked").read_text() == "('127.0.0.1', 9)\n"
+
+
+def test_ctrl_c_stops_with_a_word_on_how_to_go_on(tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS["digits_epsd"]), "--training.epochs", "200"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("train epoch 1/200" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == "stopped; start the same command again, and the run goes on from its last checkpoint\n"
+    assert list(tmp_path.glob("storage/runs/*/stages/train/checkpoints/step-*"))
