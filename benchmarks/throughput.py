@@ -2,8 +2,8 @@
 
 python benchmarks/throughput.py step [--json] [--model NAME] [--size PIXELS] [--batch-size N] [--repetitions R] ...
 
-`step`: one training step (forward, objective, backward, optimiser step) under each objective and under masks, beside the
-same step of a dense network under plain cross-entropy. Images are real and lie on the device: reading is not part of it.
+step: one training step (forward, objective, backward, optimiser step) under each objective and under masks, beside that
+of a dense network under plain cross-entropy. The images are real and lie on the device; reading them is not part of it.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ LIMITS = {"masked": 1.03, "cs_kd": 1.45, "dlb": 2.25}
 
 SPARSITY = 0.95
 NUM_BATCHES = 4
-WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 1
 """Untimed: the first step allocates, and DLB's has no batch before it."""
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 20}
 """Steps between two looks at the clock: on a GPU, looking waits for the device, which a training step never does."""
 
 Row = dict[str, Any]
+Step = Callable[[], None]
+Clock = Callable[[], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,28 +80,25 @@ class Setting:
 class Trainee:
     """One network in training, a step at a time, as `pipelines.training.train` takes it."""
 
-    def __init__(
-        self, setting: Setting, model: nn.Module, objective: Objective, batches: Sequence[Batch], masks: Masks | None
-    ) -> None:
+    def __init__(self, setting: Setting, model: nn.Module, objective: Objective, masks: Masks | None) -> None:
         self.model = model
         self.masks = masks
         self._setting = setting
         self._objective = objective
-        self._batches = itertools.cycle(batches)
         self._optimizer = setting.training.optimizer.build(parameter_groups(model))
         (masks or Masks({})).attach(model)
         self._strategy = Single()
         self._network = self._strategy.prepare(model, self._optimizer)
         self._loss = torch.zeros(())
 
-    def step(self) -> None:
+    def step(self, batch: Batch) -> None:
         with autocast(self._setting.training, self._setting.device):
-            losses = self._objective(self._network, next(self._batches))
-        self._loss = torch.stack(list(losses.values())).sum()
-        self._strategy.backward(self._loss)
+            losses = self._objective(self._network, batch)
+        loss = torch.stack(list(losses.values())).sum()
+        self._strategy.backward(loss)
         self._strategy.step(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
-        self._loss = self._loss.detach()
+        self._loss = loss.detach()
 
     def check(self) -> None:
         """ValueError if what was timed was not a training: masked weights that came back, or a loss gone wrong."""
@@ -117,15 +116,14 @@ def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
     layout = torch.channels_last if setting.training.channels_last else torch.contiguous_format
     model = models.build(setting.model, loader.info.num_classes)
     model = model.to(device=setting.device, memory_format=layout).train()  # pyright: ignore[reportCallIssue]
+    masks = allocation.global_topk(snip(model, batches[:1], CrossEntropy()), SPARSITY)
     found = {}
     for variant in variants:
-        masks = None
-        if variant == "masked":
-            masks = allocation.global_topk(snip(model, batches[:1], CrossEntropy()), SPARSITY)
         objective = OBJECTIVES[VARIANTS[variant]]().objective()
         objective.setup(loader.info, setting.device)
         objective.begin_epoch(1, 2)  # PS-KD remembers nothing in its first epoch, and its step is then another one
-        found[variant] = Trainee(setting, copy.deepcopy(model), objective, batches, masks)
+        own_masks = masks if variant == "masked" else None
+        found[variant] = Trainee(setting, copy.deepcopy(model), objective, batches, own_masks)
     return found
 
 
@@ -141,9 +139,7 @@ def open_digits(size: int, device: torch.device) -> Loader:
     return Loader(store, arrays.labels, arrays.num_classes, (3, size, size), arrays.fingerprint, 0, seed=0)
 
 
-def interleaved(
-    steps: Mapping[str, Callable[[], None]], repetitions: int, clock: Callable[[], float], at_once: int = 1
-) -> dict[str, list[float]]:
+def interleaved(steps: Mapping[str, Step], repetitions: int, now: Clock, at_once: int = 1) -> dict[str, list[float]]:
     """Seconds per step of each in each round: one after the other in rotation, from another one on in every round.
 
     A machine that others use grows slower and faster by the minute; neighbours in time see the same of it.
@@ -153,11 +149,11 @@ def interleaved(
     for turn in range(WARM_UP_ROUNDS + repetitions):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            start = clock()
+            start = now()
             for _ in range(at_once):
                 steps[name]()
             if turn >= WARM_UP_ROUNDS:
-                seconds[name].append((clock() - start) / at_once)
+                seconds[name].append((now() - start) / at_once)
     return seconds
 
 
@@ -179,22 +175,23 @@ def noise_floor(equal: Sequence[float]) -> float:
     return max(abs(ordered[skipped] - 1), abs(ordered[-1 - skipped] - 1))
 
 
+def clock(device: torch.device) -> tuple[str, Clock]:
+    """("wall" or "process", its seconds): on one CPU thread the process's own time, which others take nothing from."""
+    if device.type == "cuda":
+        return "wall", lambda: (torch.cuda.synchronize(device), time.perf_counter())[1]
+    return ("process", time.process_time) if torch.get_num_threads() == 1 else ("wall", time.perf_counter)
+
+
 def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:
     """A row for each variant; "dense" and "dense_again" must be among them.
 
-    seconds_median: of one step. ratio: the median over rounds of the variant's seconds by dense's in the same round (two
-    medians of their own may come from different minutes of a busy machine). noise_floor: of the whole measurement.
+    seconds_median: of one step, by `clock`. ratio: the median over rounds of the variant's seconds by dense's in the
+    same round (two medians may be of different minutes of a busy machine). noise_floor: of the whole measurement.
     """
     found = trainees(setting, variants)
-    device = setting.device
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     steps = {name: trainee.step for name, trainee in found.items()}
-    seconds = interleaved(steps, setting.repetitions, clock, STEPS_AT_ONCE[device.type])
+    at_once = STEPS_AT_ONCE[setting.device.type]
+    seconds = interleaved(steps, setting.repetitions, clock(setting.device)[1], at_once)
     for trainee in found.values():
         trainee.check()
     return rows(setting, seconds)
@@ -213,6 +210,7 @@ def rows(setting: Setting, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
             "device": setting.device.type,
             "precision": setting.training.precision,
             "threads": torch.get_num_threads(),
+            "clock": clock(setting.device)[0],
             "seconds_median": statistics.median(own),
             "images_per_second": setting.training.batch_size / statistics.median(own),
             "ratio": statistics.median(ratios(seconds, name)),
@@ -232,8 +230,10 @@ def over_limit(measured: Sequence[Row]) -> list[str]:
 
 def show(measured: Sequence[Row], console: Console) -> None:
     """A table for readers."""
-    title = "One training step: {model}, batch {batch_size}, {size} pixels, {precision}, {device}, {threads} threads"
-    caption = "Medians of {repetitions} rounds; noise floor {noise_floor:.3f}; {hardware}, torch {torch}"
+    title = "One training step: {model}, batch {batch_size}, {size} pixels, {precision}, {device}, threads: {threads}"
+    caption = (
+        "Medians of {repetitions} rounds by {clock} time; noise floor {noise_floor:.3f}; {hardware}, torch {torch}"
+    )
     table = Table("variant", title=title.format(**measured[0]), caption=caption.format(**measured[0]))
     for heading in ("ms a step", "images/s", "dense steps", "limit"):
         table.add_column(heading, justify="right")
@@ -272,22 +272,16 @@ def _setting(options: argparse.Namespace) -> Setting:
     if options.device == "cuda" and not has_cuda:
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
     device = torch.device(("cuda" if has_cuda else "cpu") if options.device == "auto" else options.device)
-    training = Training(
-        batch_size=options.batch_size,
-        optimizer=SGD(lr=0.01),
-        precision=options.precision,
-        channels_last=options.channels_last,
-    )
+    values = {"precision": options.precision, "channels_last": options.channels_last}
+    training = Training(batch_size=options.batch_size, optimizer=SGD(lr=0.01), **values)
     return Setting(options.model, options.size, training, options.repetitions, device)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    step = parser.add_subparsers(dest="benchmark", required=True).add_parser(
-        "step",
-        help="the cost of a training step under each objective and under masks",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    what = "the cost of a training step under each objective and under masks"
+    step = benchmarks.add_parser("step", help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     step.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     step.add_argument("--model", default="resnet18_small", help="architecture by name")
     step.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
@@ -295,9 +289,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--repetitions", type=int, default=12, help="timed rounds over all variants")
     step.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
-    step.add_argument(
-        "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout of convolutions"
-    )
+    layout = {"action": argparse.BooleanOptionalAction, "default": True, "help": "memory layout of convolutions"}
+    step.add_argument("--channels-last", **layout)
     step.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser
 

@@ -86,8 +86,10 @@ class Masks(Mapping[str, Tensor]):
             parameter = parameters[name]
             if parameter.shape != mask.shape:
                 raise ValueError(f"{name} has shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}")
-            mask = mask.to(parameter.device)
             with torch.no_grad():
+                # In the weight's memory layout (channels_last, say): a masked gradient in another one is slow to make,
+                # and autograd would copy it back.
+                mask = torch.empty_like(parameter, dtype=torch.bool).copy_(mask)
                 parameter.masked_fill_(~mask, 0)
             hooks.callback(parameter.register_hook(_gradient_mask(mask)).remove)
         return hooks

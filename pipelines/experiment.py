@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from compression.choose import choose
 from compression.methods import EPSD, Dense, EarlyPruning
 from compression.models import MODELS
 from pipelines import identity
@@ -55,10 +55,7 @@ class Experiment:
     """decides initial weights, data order, augmentation and the validation split"""
 
     def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            near = difflib.get_close_matches(self.model, MODELS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"there is no model {self.model!r}; {hint}There are: {', '.join(MODELS)}")
+        choose("model", self.model, MODELS)
         if hasattr(self.method, "sparsity"):
             check_elementwise(self.training.optimizer)
 
@@ -102,14 +99,15 @@ class Placement:
     keep: int = 2
     """checkpoints kept of each training"""
     loader_workers: int | None = None
-    """image-decoding processes of each worker, where data is not held in memory (default: one per core, 8 at most)"""
+    """image-decoding processes of each worker, where data is not held in memory; None: one per core, 8 at most"""
     accept_placement: bool = False
     """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
 
     def __post_init__(self) -> None:
         for name, least in (("keep", 1), ("checkpoint_steps", 0), ("loader_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
 def parameters(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

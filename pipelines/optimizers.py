@@ -106,6 +106,7 @@ class MultiStep:
     milestones: tuple[float, ...] = (0.5, 0.75)
     """shares of the training after which it drops"""
     gamma: float = 0.1
+    """what it is multiplied by at each"""
 
     def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
         return self.gamma ** sum(step >= milestone * total_steps for milestone in self.milestones)

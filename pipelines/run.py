@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from compression.choose import choose
 from pipelines import cli
 from pipelines.recipes import RECIPES
-from pipelines.recipes.parts import choose
 
 
 def main(argv: Sequence[str] | None = None) -> int:

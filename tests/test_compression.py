@@ -272,7 +272,7 @@ def test_effective_macs_count_what_is_left():
 
 
 def test_unknown_models_name_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'resnet18_small'"):
+    with pytest.raises(ValueError, match="did you mean resnet18_small"):
         models.build("resnet18small", 10)
 
 

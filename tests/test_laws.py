@@ -1,4 +1,4 @@
-"""The house's laws: which way imports point, what is imported late, what scripts must not be called, how long code is."""
+"""The house's laws: which way imports point, what is imported late, what no script is called, how long code may be."""
 
 from __future__ import annotations
 
@@ -131,9 +131,7 @@ def test_lengths_are_checked():
     assert too_long("x = 1\n" * MAX_FILE) == []
     assert too_long("x = 1\n" * (MAX_FILE + 1)) == [f"{MAX_FILE + 1} lines"]
     assert too_long("def f():\n" + "    x = 1\n" * (MAX_FUNCTION - 1)) == []
-    assert too_long("class A:\n  async def f():\n" + "    x = 1\n" * MAX_FUNCTION) == [
-        f"f has {MAX_FUNCTION + 1} lines"
-    ]
+    assert too_long("class A:\n  async def f():\n" + "    x\n" * MAX_FUNCTION) == [f"f has {MAX_FUNCTION + 1} lines"]
 
 
 @pytest.mark.parametrize("package", ["pipelines", "benchmarks"])

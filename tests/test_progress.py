@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ NAMES = ["EPSD (CS-KD) at 0.95, resnet20 on digits, seed 0", "dense, resnet20 on
 Event = dict[str, Any]
 
 
-def training(
-    epoch: int, step: int = 10, accuracy: float | None = None, stage: str = "train", loss: float = 1.5
-) -> Event:
+def training(epoch: int, step: int = 10, accuracy: float | None = None, stage: str = "train", loss: float = 1.5):
     """An event of ten epochs of ten steps."""
     return {
         "kind": "progress" if accuracy is None else "epoch",
@@ -269,7 +266,11 @@ def test_a_short_terminal_shows_what_works_and_counts_the_rest():
 
 def test_the_display_ends_with_an_error():
     out = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress(NAMES, Console(file=out, force_terminal=True)):
-        time.sleep(0.01)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Progress(NAMES, Console(file=out, force_terminal=True)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert out.getvalue().endswith("\x1b[?25h"), "the cursor is back"

@@ -46,46 +46,52 @@ def undisturbed(workers: int, tmp_path_factory) -> Path:
     return storage
 
 
-def draw_kills(method: str, workers: int) -> tuple[Kill, Kill]:
-    """A kill of a worker in the first half, then one of the driver soon after the run goes on."""
-    draw = random.Random(f"{SEED} {method} {workers}")
-    points = ["train", "checkpoint"] + (["score"] if method != "dense" else [])
+def draw_kill(draw: random.Random, method: str, workers: int, victim: str, first: bool) -> Kill:
+    """Anywhere in the first half of a run that begins, or soon after one that goes on."""
+    points = ["train", "checkpoint", *(["score"] if first and method != "dense" else [])]
     point = draw.choice(points)
-    nth = {"train": draw.randint(1, 7), "checkpoint": draw.randint(1, 3), "score": draw.randint(1, 4)}[point]
-    if "PS-KD" in method and point == "score":
-        nth = draw.randint(1, 4)
-    rank = draw.randrange(workers) if point == "train" else 0
-    first = Kill(point, nth, rank, "worker")
-    point = draw.choice(["train", "checkpoint"])
-    second = Kill(point, draw.randint(1, 4 if point == "train" else 2), 0, "driver")
-    print(f"\nkills of {method!r} with {workers} workers, ORCHARD_KILL_SEED={SEED}: {first}, then {second}")
-    return first, second
+    last = {"train": 7 if first else 4, "checkpoint": 3 if first else 2, "score": 4}[point]
+    return Kill(point, draw.randint(1, last), draw.randrange(workers) if point == "train" else 0, victim)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_runs_end_with_the_same_weights(method: str, workers: int, undisturbed: Path, tmp_path: Path):
-    storage = open_storage(tmp_path)
-    group = Group(storage=str(storage), workers=workers)
-    work = work_in(storage, small(method))
-    first, second = draw_kills(method, workers)
+@pytest.fixture(scope="module")
+def killed(workers: int, tmp_path_factory) -> Path:
+    """Every method killed and then finished: with one worker a worker first and then the driver, with two either."""
+    storage = open_storage(tmp_path_factory.mktemp(f"killed{workers}"))
+    draw = random.Random(f"{SEED} {workers}")
+    turn = draw.randrange(2)
+    for number, method in enumerate(METHODS):
+        victims = ["worker", "driver"] if workers == 1 else [["worker", "driver"][(number + turn) % 2]]
+        for victim in victims:
+            kill = draw_kill(draw, method, workers, victim, first=victim == victims[0])
+            print(f"ORCHARD_KILL_SEED={SEED}: {method!r} with {workers} workers: {kill}")
+            (kill_worker if victim == "worker" else kill_driver)(storage, method, workers, kill)
+            assert folder_of(storage, method).read_result() is None
+    group = Group(storage=str(storage), workers=0 if workers == 1 else workers)
+    outcomes = launch(execute, [work_in(storage, small(method)) for method in METHODS], group, ignore)
+    assert [outcome.error for outcome in outcomes] == [None] * len(METHODS)
+    return storage
 
-    [outcome] = launch(execute_and_die, [(work, first, os.getpid())], group, ignore)
+
+def kill_worker(storage: Path, method: str, workers: int, kill: Kill) -> None:
+    item = (work_in(storage, small(method)), kill, os.getpid())
+    [outcome] = launch(execute_and_die, [item], Group(storage=str(storage), workers=workers), ignore)
     assert outcome.error is not None
     assert "SIGKILL" in outcome.error
 
-    group = Group(storage=str(storage), workers=0 if workers == 1 else workers)
-    driver = subprocess.run(command(storage, method, group, second), capture_output=True, text=True, timeout=120)
-    assert driver.returncode == -9, driver.stdout + driver.stderr
-    run = folder_of(storage, method)
-    assert run.read_result() is None
 
-    with Lock(run.lock).acquire(ignore):  # the dead driver's workers have ended with it
-        pass
-    [outcome] = launch(execute, [work], group, ignore)
-    assert outcome.error is None, outcome.error
-    expected = folder_of(undisturbed, method)
+def kill_driver(storage: Path, method: str, workers: int, kill: Kill) -> None:
+    group = Group(storage=str(storage), workers=0 if workers == 1 else workers)
+    driver = subprocess.run(command(storage, method, group, kill), capture_output=True, text=True, timeout=180)
+    assert driver.returncode == -9, driver.stdout + driver.stderr
+    with Lock(folder_of(storage, method).lock).acquire(ignore):  # the dead driver's workers have ended with it
+        return
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_runs_end_with_the_same_weights(method: str, undisturbed: Path, killed: Path):
+    run, expected = folder_of(killed, method), folder_of(undisturbed, method)
     assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
-    assert outcome.value["metrics"]["test/accuracy"] == expected.read_result()["metrics"]["test/accuracy"]
     same_numbers(run, expected)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from compression.choose import choose
 from compression.models import resnet
 from compression.models.resnet_cifar import ResNetCIFAR
 
@@ -27,10 +27,6 @@ def build(name: str, num_classes: int, **arguments: Any) -> nn.Module:
 
     The model carries its description as `model.arch`: {"name", "num_classes", and the arguments}.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(MODELS)}"
-        raise ValueError(f"there is no model {name!r}; {hint}")
-    model = MODELS[name](num_classes, **arguments)
+    model = choose("model", name, MODELS)(num_classes, **arguments)
     vars(model)["arch"] = {"name": name, "num_classes": num_classes, **arguments}
     return model

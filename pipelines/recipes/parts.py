@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
+from compression.choose import choose
 from compression.criteria import CRITERIA
 from compression.methods import EPSD, Dense, EarlyPruning
 from compression.objectives import OBJECTIVES
 from pipelines.optimizers import OFFERED, SGD, AdamW, TorchOptimizer
-
-T = TypeVar("T")
 
 METHODS = {"dense": Dense, "early_pruning": EarlyPruning, "epsd": EPSD}
 
@@ -49,12 +45,3 @@ class Choices:
         """The recipe's own SGD, or another optimiser with its defaults."""
         others = {name.lower(): TorchOptimizer(name) for name in OFFERED}
         return choose("optimizer", self.optimizer.lower(), {**others, "sgd": sgd, "adamw": AdamW()})
-
-
-def choose(kind: str, name: str, among: Mapping[str, T]) -> T:
-    """among[name]; ValueError that names the nearest if there is none."""
-    if name not in among:
-        near = difflib.get_close_matches(name, among, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no {kind} {name!r}; {hint}There are: {', '.join(among)}")
-    return among[name]
