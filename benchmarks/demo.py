@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, make the table, say where everything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="storage", help="folder that holds everything of every run")
-    storage = Path(parser.parse_args(argv).storage).absolute()
+    options = parser.parse_args(argv)
+    storage = Path(options.storage).absolute()
     console = Console()
 
     def experiment(choices: Choices, seed: int) -> Experiment:
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status:
         return status
     status = tables.main([SUITE, "--storage", str(storage)])
-    console.print(f"\nEverything of every run: {storage}/runs     the runs in MLflow's UI: make ui", soft_wrap=True)
+    ui = "make ui" if options.storage == "storage" else f"make ui STORAGE={storage}"
+    console.print(f"\nEverything of every run: {storage}/runs\nThe runs in MLflow's UI: {ui}", soft_wrap=True)
     return status
 
 

@@ -6,6 +6,7 @@ import argparse
 import csv
 import difflib
 import io
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks.collect import collect, read_runs
 from benchmarks.suites import TABLES, Column, Table
 from cluster.checkpoints import write_atomically
+from compression.choose import choose
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 DIRTY = " †"
@@ -53,11 +55,14 @@ class Row:
 
 
 def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError without any run."""
+    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError without any run.
+
+    Runs that were asked anything but another seed are never one row, even where the table does not show it.
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         if run["suite"] == table.suite:
-            groups.setdefault(tuple(run[field] for field in table.rows), []).append(run)
+            groups.setdefault((*(run[field] for field in table.rows), _but_seed(run["params"])), []).append(run)
     if not groups:
         raise ValueError(
             f"there are no runs of suite {table.suite!r}: run its experiments, then collect them by --tracking-uri "
@@ -72,6 +77,11 @@ def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
         return run["seed"] is None, run["seed"], run["run_id"]
 
     return [Row(tuple(sorted(groups[key], key=by_seed))) for key in sorted(groups, key=order)]
+
+
+def _but_seed(params: str | None) -> str:
+    asked = json.loads(params or "{}")
+    return json.dumps({name: value for name, value in asked.items() if name != "seed"}, sort_keys=True)
 
 
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
@@ -94,7 +104,13 @@ def as_markdown(name: str, table: Table, rows: Sequence[Row]) -> str:
     headings = _headings(table)
     lines = [f"# {table.title}", "", _line(headings), _line(["---"] * len(headings))]
     lines += [_line(cells) for cells in _cells(table, rows)]
-    lines += ["", *_notes(rows), "", f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`.", ""]
+    lines += [
+        "",
+        *_notes(table, rows),
+        "",
+        f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -107,7 +123,7 @@ def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
     from rich.table import Table as Drawing
     from rich.text import Text
 
-    drawing = Drawing(*_headings(table), title=table.title, caption="\n".join(_notes(rows)))
+    drawing = Drawing(*_headings(table), title=table.title, caption="\n".join(_notes(table, rows)))
     for cells, row in zip(_cells(table, rows), rows, strict=True):
         short = " ".join(run_id[:8] for run_id in row.run_ids)
         drawing.add_row(*(Text(cell) for cell in (*cells[:-1], short)))
@@ -146,9 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     names = options.names or list(TABLES)
     for name in names:
-        if name not in TABLES:
-            near = difflib.get_close_matches(name, TABLES, n=1, cutoff=0)
-            raise ValueError(f"there is no table {name!r}: did you mean {near[0]!r}? There are: {', '.join(TABLES)}")
+        choose("table", name, TABLES)
     uri = f"sqlite:///{options.storage.absolute()}/mlflow.db" if options.storage else options.tracking_uri
     if options.check and uri:
         raise ValueError("--check compares the tables with the Parquet file and writes nothing: leave out the store")
@@ -214,8 +228,9 @@ def _readable(row: Row, column: Column) -> str:
     return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = ["Means over n runs; ± is the sample standard deviation (n - 1)."]
+def _notes(table: Table, rows: Sequence[Row]) -> list[str]:
+    notes = [line for note in table.notes for line in (note, "")]
+    notes += ["Means over n runs; ± is the sample standard deviation (n - 1)."]
     if any(row.dirty for row in rows):
         notes += ["", f"{DIRTY.strip()} run from an uncommitted tree"]
     return notes

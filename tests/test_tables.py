@@ -185,7 +185,7 @@ def test_what_the_user_has_to_correct(
         assert make(tmp_path, tmp_path / "tables", *arguments) == 2
         return capsys.readouterr().err
 
-    assert "no table 'dmeo': did you mean 'demo'?" in error("dmeo")
+    assert "no table 'dmeo'; did you mean demo?" in error("dmeo")
     assert "runs.parquet is missing: collect runs first" in error("demo")
     assert "there is no tracking store" in error("--storage", str(tmp_path))
     assert not (tmp_path / "mlflow.db").exists()
@@ -265,3 +265,13 @@ def test_a_terminal_shows_a_drawn_table(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "EPSD [x]" in printed
     assert "01234567 " in printed
     assert "0123456789" not in printed
+
+
+def test_runs_that_were_asked_something_else_are_no_seed_of_a_row():
+    row = {field: None for field in tables.TABLES["demo"].rows} | {"suite": "demo", "method": "epsd", "dirty": False}
+    runs = [
+        row | {"run_id": "a", "seed": 0, "params": '{"epochs": "15", "seed": "0"}'},
+        row | {"run_id": "b", "seed": 1, "params": '{"epochs": "15", "seed": "1"}'},
+        row | {"run_id": "c", "seed": 1, "params": '{"epochs": "2", "seed": "1"}'},
+    ]
+    assert sorted(len(found.runs) for found in tables.build(tables.TABLES["demo"], runs)) == [1, 2]
