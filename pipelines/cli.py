@@ -98,7 +98,10 @@ def report(ended: Sequence[Ended], console: Console) -> int:
     """Say where everything is; the exit status."""
     for end in ended:
         if end.error is not None or end.result is None:
-            complain(f"failed: {end.experiment.name}: {end.error}")
+            trace = end.folder / "error.txt"
+            complain(
+                f"failed: {end.experiment.name}: {end.error}" + (f"\n  traceback: {trace}" if trace.exists() else "")
+            )
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
         text = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.checkpoints import open_storage
+from cluster.checkpoints import open_storage, write_atomically
 from cluster.launch import Group, launch
 from cluster.strategy import strategy as make_strategy
 from pipelines.execute import Work, execute
@@ -63,6 +63,7 @@ def run_experiments(
     publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", storage, suite, console)
     todo = [number for number, done in enumerate(before) if not done]
     if todo:
+        publisher.connect()
         work = [Work(experiments[number], placement, storage, tags) for number in todo]
         # Of a run whose driver died MLflow may know less than the storage.
         for number in todo:
@@ -78,7 +79,10 @@ def run_experiments(
             outcomes = launch(execute, work, group, on_event)
             for index, (number, outcome) in enumerate(zip(todo, outcomes, strict=True)):
                 results[number], errors[number] = outcome.value, outcome.error
-                progress(index, _last_event(outcome.value, outcome.error))
+                if outcome.error is not None:
+                    progress(index, {"kind": "failed", "error": outcome.error})
+                if outcome.traceback is not None:
+                    write_atomically(folders[number].error, outcome.traceback.encode())
     run_ids = publisher.publish_all(folders)
     return [
         Ended(*values)
@@ -135,9 +139,3 @@ def provenance() -> dict[str, str]:
         # Under `ray job submit --working-dir` there is no checkout; the submitter may say what it sent.
         return {"commit": os.environ.get("ORCHARD_COMMIT", "unknown"), "dirty": "unknown"}
     return {"commit": commit, "dirty": str(bool(changes)).lower()}
-
-
-def _last_event(result: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
-    if result is None:
-        return {"kind": "failed", "error": error or "it left no result"}
-    return {"kind": "finished", "accuracy": result["metrics"]["test/accuracy"]}

@@ -53,7 +53,9 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
             run.on_first_worker(lambda: _begin(run, work))
             model = METHODS[type(experiment.method)](run, experiment.method)
             _finish(run, model)
-            return run.on_first_worker(lambda: _write_result(run, work, model))
+            result = run.on_first_worker(lambda: _write_result(run, work, model))
+            run.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
+            return result
     finally:
         loader.close()
 
@@ -80,37 +82,37 @@ def _lock(run: Run) -> Iterator[None]:
 
 def _begin(run: Run, work: Work) -> None:
     """Write the description of a new run; check that an old one can go on here."""
-    placement = {
-        "workers": run.worker.world_size,
-        "threads": work.placement.threads,
-        "strategy": run.strategy,
-    }
+    placement = {"workers": run.worker.world_size, "threads": work.placement.threads, "strategy": run.strategy}
     before = run.folder.read_description()
     if before is None:
-        write_json(
-            run.folder.description,
-            {
-                "identity": run.experiment.identity,
-                "name": run.experiment.name,
-                "experiment": identity.canonical(run.experiment),
-                "placement": placement,
-                "labels": labels(run.experiment),
-                "data": run.loader.fingerprint,
-                "tags": dict(work.tags),
-                "started_ms": int(time.time() * 1000),
-            },
-        )
+        description = {
+            "identity": run.experiment.identity,
+            "name": run.experiment.name,
+            "experiment": identity.canonical(run.experiment),
+            "placement": placement,
+            "earlier_placements": [],
+            "labels": labels(run.experiment),
+            "data": run.loader.fingerprint,
+            "tags": dict(work.tags),
+            "started_ms": int(time.time() * 1000),
+        }
+        write_json(run.folder.description, description)
         return
     if before["data"] != run.loader.fingerprint:
         raise ValueError(
             f"the run in {run.folder.path} was begun on other data of the same name (fingerprint {before['data']}, now "
             f"{run.loader.fingerprint}): give back those files, or start it in another --storage"
         )
-    if before["placement"] != placement and not work.placement.accept_placement:
+    if before["placement"] == placement:
+        return
+    if not work.placement.accept_placement:
         raise ValueError(
             f"the run in {run.folder.path} was begun with {before['placement']} and is to go on with {placement}: it "
             "would not be the same run bit for bit; give the same again, or --accept-placement"
         )
+    run.emit(kind="note", text=f"goes on with {placement}, was begun with {before['placement']}")
+    earlier = [*before["earlier_placements"], before["placement"]]
+    write_json(run.folder.description, {**before, "placement": placement, "earlier_placements": earlier})
 
 
 def _finish(run: Run, model: nn.Module) -> None:
@@ -147,6 +149,7 @@ def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:
         "history": history,
     }
     write_json(run.folder.result, result)
+    run.folder.error.unlink(missing_ok=True)
     return result
 
 

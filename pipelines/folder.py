@@ -34,6 +34,7 @@ class RunFolder:
         self.description = self.path / "run.json"
         self.result = self.path / "result.json"
         self.lock = self.path / "lock"
+        self.error = self.path / "error.txt"
 
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name

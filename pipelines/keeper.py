@@ -50,7 +50,9 @@ class Keeper:
             return
         load_optimizer_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
         rank = 0 if self.objective.replicated else self.run.worker.rank
-        state = {k: v.to(self.run.device) for k, v in self.checkpoint.tensors[f"objective.rank{rank}"].items()}
+        # Where the run goes on with more workers, the new ones have nothing to remember.
+        stored = self.checkpoint.tensors.get(f"objective.rank{rank}", {})
+        state = {key: value.to(self.run.device) for key, value in stored.items()}
         needs = self.objective.needs
         self.objective.load_state_dict(state, lambda i, epoch: self.run.loader.batch_at(self.name, epoch, i, needs))
 
@@ -139,10 +141,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, stored: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_state`, onto each parameter's device."""
     parameters = dict(model.named_parameters())
+    fused = optimizer.defaults.get("fused")
     for full_name, value in stored.items():
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
         if value.shape == parameter.shape:
             # The parameter's own memory layout: fused kernels walk both side by side.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        elif fused:
+            value = value.to(parameter.device)  # counters of steps: elsewhere torch keeps them on the CPU
         optimizer.state[parameter][key] = value

@@ -109,6 +109,8 @@ class Progress:
         elif kind == "waiting":
             row.stage = WAITING
             self._line(f"{row.name}: {event['text']}", beside_table=True)
+        elif kind == "note":
+            self._line(f"{row.name}: {event['text']}", beside_table=True)
         elif kind in ("progress", "epoch"):
             self._training(row, event)
         elif kind == "finished":

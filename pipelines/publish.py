@@ -30,11 +30,15 @@ class Publisher:
         self._tracker: Tracker | None = None
         self._last: dict[Path, float] = {}
 
-    def publish(self, folder: RunFolder, status: Status) -> str:
-        """All that is known of a run, idempotently; its MLflow run id."""
+    def connect(self) -> Tracker:
+        """Reach MLflow. ValueError or ConnectionError says so before hours of training, not after."""
         if self._tracker is None:
             self._tracker = Tracker(self.uri, self._artifacts)
-        return self._tracker.sync(self.suite, _record(folder, status))
+        return self._tracker
+
+    def publish(self, folder: RunFolder, status: Status) -> str:
+        """All that is known of a run, idempotently; its MLflow run id."""
+        return self.connect().sync(self.suite, _record(folder, status))
 
     def publish_now_and_then(self, folder: RunFolder) -> None:
         """While it runs: seldom, and a server that does not answer does not stop the training."""
@@ -52,10 +56,15 @@ class Publisher:
     def publish_all(self, folders: Sequence[RunFolder]) -> list[str | None]:
         """Every run that has begun, as it stands at the end: finished or failed."""
         begun = [folder.read_description() is not None for folder in folders]
-        return [
-            self.publish(folder, "FINISHED" if folder.read_result() else "FAILED") if known else None
-            for folder, known in zip(folders, begun, strict=True)
-        ]
+        try:
+            return [
+                self.publish(folder, "FINISHED" if folder.read_result() else "FAILED") if known else None
+                for folder, known in zip(folders, begun, strict=True)
+            ]
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}; the storage has everything: start the same command again when MLflow answers"
+            ) from error
 
 
 def _record(folder: RunFolder, status: Status) -> RunRecord:

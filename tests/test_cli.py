@@ -29,7 +29,8 @@ from pipelines.recipes import RECIPES, cifar10_epsd, digits_epsd, imagenet_epsd
 from tests.terminal import run_in_terminal, screen
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {name: ROOT / "pipelines" / f"{name}.py" for name in RECIPES}
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "pipelines").glob("*_epsd.py"))}
+"""The entry scripts, each a recipe of the same name."""
 
 WATCHED_SOCKETS = """
 import os, socket
@@ -130,14 +131,15 @@ def test_every_script_answers_help(tmp_path: Path):
         )
         for script in SCRIPTS.values()
     ]
-    for (name, recipe), process in zip(RECIPES.items(), started, strict=True):
+    assert len(started) >= 3
+    for name, process in zip(SCRIPTS, started, strict=True):
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
         assert f"pipelines/{name}.py" in out
-        assert (recipe.__doc__ or "").splitlines()[0] in out
+        assert (RECIPES[name].__doc__ or "").splitlines()[0] in out
         for option in ("--method.sparsity", "--training.optimizer.lr", "--data.val-fraction", "--seed", "--storage"):
             assert option in out
-    assert processor_seconds() - began < 30, "three times the imports"
+    assert (processor_seconds() - began) / len(SCRIPTS) < 10, "it is little more than imports"
     assert not (tmp_path / "storage").exists()
 
 
@@ -366,7 +368,7 @@ def test_run_takes_a_recipe_by_its_name(say: Callable[..., Said]):
     [
         ("digits_epds", "no recipe 'digits_epds'; did you mean digits_epsd?"),
         ("cifar_epsd --seed 1", "did you mean cifar10_epsd?"),
-        ("--seed 1", "There are: digits_epsd, cifar10_epsd, imagenet_epsd"),
+        ("--seed 1", "There are: digits_epsd, cifar10_epsd, "),
     ],
 )
 def test_run_names_the_nearest_recipe(argv: str, words: str, say: Callable[..., Said]):
@@ -435,12 +437,12 @@ class Smoke:
 @pytest.fixture(scope="module")
 def smokes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Smoke]:
     """`python pipelines/NAME.py --smoke` of each, side by side in empty folders; only digits on a terminal."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in RECIPES}
-    aside = {name: tmp_path_factory.mktemp(f"{name}-aside") for name in RECIPES}
-    commands = {name: [sys.executable, str(SCRIPTS[name]), "--smoke"] for name in RECIPES}
+    folders = {name: tmp_path_factory.mktemp(name) for name in SCRIPTS}
+    aside = {name: tmp_path_factory.mktemp(f"{name}-aside") for name in SCRIPTS}
+    commands = {name: [sys.executable, str(SCRIPTS[name]), "--smoke"] for name in SCRIPTS}
     began = processor_seconds()
     started = {}
-    for name in RECIPES.keys() - {"digits_epsd"}:
+    for name in SCRIPTS.keys() - {"digits_epsd"}:
         with (aside[name] / "output").open("w") as file:
             started[name] = subprocess.Popen(
                 commands[name], cwd=folders[name], env=environment(aside[name]), stdout=file, stderr=subprocess.STDOUT
@@ -449,14 +451,14 @@ def smokes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Smoke]:
     ended = {name: run_in_terminal(commands[name], folders[name], environment(aside[name]))}
     for name, process in started.items():
         ended[name] = process.wait(timeout=180), (aside[name] / "output").read_text()
-    assert processor_seconds() - began < 3 * 60, "each promises to take less than a minute"
-    for name in RECIPES:
+    assert processor_seconds() - began < len(SCRIPTS) * 60, "each promises to take less than a minute"
+    for name in SCRIPTS:
         asked = aside[name] / "asked"
         assert not asked.exists(), f"{name} asked the network for {asked.read_text()}"
-    return {name: Smoke(name, folders[name], *ended[name]) for name in RECIPES}
+    return {name: Smoke(name, folders[name], *ended[name]) for name in SCRIPTS}
 
 
-@pytest.fixture(params=list(RECIPES))
+@pytest.fixture(params=list(SCRIPTS))
 def smoke(request: pytest.FixtureRequest, smokes: dict[str, Smoke]) -> Smoke:
     return smokes[request.param]
 

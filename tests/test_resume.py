@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from cluster.checkpoints import CheckpointStore, Lock, open_storage, read_json
+from cluster.checkpoints import Lock, open_storage, read_json
 from cluster.launch import Group, launch
 from compression import artifact
 from compression.allocation import global_topk
 from pipelines.execute import execute
 from pipelines.folder import RunFolder
-from tests.kill_bodies import EPOCHS, METHODS, STEPS_PER_EPOCH, Kill, command, execute_and_die, small, work_in
+from tests.kill_bodies import EPOCHS, METHODS, Kill, command, execute_and_die, small, work_in
 
 SEED = int(os.environ.get("ORCHARD_KILL_SEED", random.randrange(10**6)))
 """Of the draws; set the variable to draw the same again."""
@@ -148,18 +148,24 @@ MASKS: dict[str, bytes] = {}
 """Scores of the first number of workers, for the second to agree with."""
 
 
-def test_the_wrong_number_of_workers_is_refused(tmp_path: Path):
-    storage = open_storage(tmp_path)
-    work = work_in(storage, small("dense"))
-    [outcome] = launch(
-        execute_and_die, [(work, Kill("train", 3, 0, "worker"), 0)], Group(storage=str(storage), workers=1), ignore
-    )
-    assert outcome.error is not None
-    [outcome] = launch(execute, [work], Group(storage=str(storage), workers=2), ignore)
-    assert outcome.error is not None
-    assert "--accept-placement" in outcome.error
-    store = CheckpointStore(folder_of(storage, "dense").stage("train") / "checkpoints")
+def test_another_number_of_workers_only_when_asked_for(tmp_path: Path):
+    storage, method = open_storage(tmp_path), "early_pruning, DLB"
+    kill_worker(storage, method, 1, Kill("train", 4, 0, "worker"))
+    work, two = work_in(storage, small(method)), Group(storage=str(storage), workers=2)
+    store = folder_of(storage, method).checkpoints("train")
     latest = store.latest()
     assert latest is not None
-    assert latest.step <= STEPS_PER_EPOCH
-    assert torch.isfinite(latest.tensors["model"]["conv1.weight"]).all()
+    assert latest.step == 2
+
+    [refused] = launch(execute, [work], two, ignore)
+    assert refused.error is not None
+    assert "--accept-placement" in refused.error
+
+    asked = dataclasses.replace(work, placement=dataclasses.replace(work.placement, accept_placement=True))
+    notes = []
+    [outcome] = launch(execute, [asked], two, lambda _, event: notes.append(event) if event["kind"] == "note" else None)
+    assert outcome.error is None
+    assert outcome.value["placement"]["workers"] == 2
+    assert [earlier["workers"] for earlier in outcome.value["earlier_placements"]] == [1]
+    assert len(notes) == 1
+    assert "goes on" in notes[0]["text"]

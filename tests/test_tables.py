@@ -268,7 +268,7 @@ def test_a_terminal_shows_a_drawn_table(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_runs_that_were_asked_something_else_are_no_seed_of_a_row():
-    row = {field: None for field in tables.TABLES["demo"].rows} | {"suite": "demo", "method": "epsd", "dirty": False}
+    row = dict.fromkeys(tables.TABLES["demo"].rows) | {"suite": "demo", "method": "epsd", "dirty": False}
     runs = [
         row | {"run_id": "a", "seed": 0, "params": '{"epochs": "15", "seed": "0"}'},
         row | {"run_id": "b", "seed": 1, "params": '{"epochs": "15", "seed": "1"}'},
