@@ -315,6 +315,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(argv: str, words: str,
         ("--storage /proc/x", "storage /proc/x cannot be written"),
         ("--storage s3://bucket/x", "is not a local folder: mount it"),
         ("--storage= --smoke", "storage is empty"),
+        ("--tracking-uri ./mlruns", "tracking URI './mlruns' is not supported: give sqlite:///FILE"),
         ("--smoke yes", "Unrecognized options: yes"),
         ("--smoke --storage /proc/x", "storage /proc/x cannot be written"),
     ],
@@ -381,38 +382,44 @@ def test_run_names_the_nearest_recipe(argv: str, words: str, say: Callable[..., 
 # Data that is not there: the run fails, and says which folder is to hold what
 
 
-def test_absent_archives_are_named(say: Callable[..., Said], here: Path):
-    said = say(cifar10_epsd)
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One MLflow file for many runs: to make one takes seconds."""
+    return ["--tracking-uri", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"]
+
+
+def test_absent_archives_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
+    said = say(cifar10_epsd, *tracked)
     assert said.status == 1
     assert "data holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/" in said.err
     assert "--data.root" in said.err
-    said = say(cifar10_epsd, "--data.root", str(here / "nothing"))
+    said = say(cifar10_epsd, *tracked, "--data.root", str(here / "nothing"))
     assert said.status == 1
     assert f"{here}/nothing holds neither" in said.err
 
 
-def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path):
+def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path, tracked: list[str]):
     (here / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b" + bytes(1000))
-    said = say(cifar10_epsd, "--data.root", str(here))
+    said = say(cifar10_epsd, *tracked, "--data.root", str(here))
     assert said.status == 1
     assert f"{here}/cifar-10-python.tar.gz has md5" in said.err
     assert "incomplete or altered" in said.err
 
 
-def test_absent_image_folders_are_named(say: Callable[..., Said], here: Path):
-    said = say(imagenet_epsd)
+def test_absent_image_folders_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
+    said = say(imagenet_epsd, *tracked)
     assert said.status == 1
     assert "data/imagenet must hold train/<class>/* and val/<class>/*" in said.err
     (here / "train" / "n01440764").mkdir(parents=True)
     (here / "val").mkdir()
-    said = say(imagenet_epsd, "--data.root", str(here))
+    said = say(imagenet_epsd, *tracked, "--data.root", str(here))
     assert said.status == 1
     assert f"no image in {here}/train/n01440764" in said.err
 
 
-def test_a_failed_run_can_be_started_again(say: Callable[..., Said], here: Path):
+def test_a_failed_run_can_be_started_again(say: Callable[..., Said], here: Path, tracked: list[str]):
     for _ in range(2):
-        said = say(cifar10_epsd)
+        said = say(cifar10_epsd, *tracked)
         assert said.status == 1
         assert "finished before" not in said.out
     assert not list(here.glob("storage/runs/*/result.json"))
@@ -523,14 +530,6 @@ def test_a_finished_run_is_not_run_again(
     assert (smoke.run / "result.json").read_bytes() == before
 
 
-def test_a_wrong_tracking_uri_is_named(
-    smoke: Smoke, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(smoke.cwd)
-    assert cli.main(RECIPES[smoke.name], ["--smoke", "--tracking-uri", "./mlruns"]) == 2
-    assert "tracking URI './mlruns' is not supported: give sqlite:///FILE" in capsys.readouterr().err
-
-
 def test_sockets_are_watched(tmp_path: Path):
     code = "import socket; socket.create_connection(('127.0.0.1', 9))"
     done = subprocess.run(
@@ -540,7 +539,7 @@ def test_sockets_are_watched(tmp_path: Path):
     assert (tmp_path / "asked").read_text() == "('127.0.0.1', 9)\n"
 
 
-def test_ctrl_c_stops_with_a_word_on_how_to_go_on(say: Callable[..., Said], here: Path):
+def test_ctrl_c_stops_with_a_word_on_how_to_go_on(say: Callable[..., Said], here: Path, tracked: list[str]):
     def press() -> None:
         give_up = time.monotonic() + 60
         while not list(here.glob("storage/runs/*/stages/train/checkpoints/step-*")) and time.monotonic() < give_up:
@@ -548,7 +547,7 @@ def test_ctrl_c_stops_with_a_word_on_how_to_go_on(say: Callable[..., Said], here
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press).start()
-    said = say(digits_epsd, "--training.epochs", "1000")
+    said = say(digits_epsd, "--training.epochs", "1000", *tracked)
     assert said.status == 130
     assert "train epoch 1/1000" in said.out
     assert said.err == "stopped; start the same command again, and the run goes on from its last checkpoint\n"
