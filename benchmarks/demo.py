@@ -21,7 +21,7 @@ from pipelines.recipes import Choices, digits_epsd
 
 SUITE = "demo"
 SIDE_BY_SIDE = [
-    Choices(method="dense", distillation="cross_entropy"),
+    Choices(method="dense"),
     Choices(method="early_pruning", distillation="cs_kd"),
     Choices(method="epsd", distillation="cs_kd"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
         show(command, console)
         name = recipe.__name__
         [ended] = run_experiments([command.experiment], command.placement, command.suite, name, console)
+    except BrokenPipeError:  # whoever read our output has enough: `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return 2

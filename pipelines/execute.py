@@ -48,14 +48,14 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
     run = Run(experiment, work.placement, worker, loader, folder)
     try:
         with _lock(run):
-            if (finished := run.on_first_worker(folder.read_result)) is not None:
-                return finished
-            run.on_first_worker(lambda: _begin(run, work))
-            model = METHODS[type(experiment.method)](run, experiment.method)
-            _finish(run, model)
-            result = run.on_first_worker(lambda: _write_result(run, work, model))
-            run.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
-            return result
+            result = run.on_first_worker(folder.read_result)
+            if result is None:
+                run.on_first_worker(lambda: _begin(run, work))
+                model = METHODS[type(experiment.method)](run, experiment.method)
+                _finish(run, model)
+                result = run.on_first_worker(lambda: _write_result(run, work, model))
+        run.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
+        return result
     finally:
         loader.close()
 

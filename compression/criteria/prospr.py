@@ -31,9 +31,7 @@ def prospr(
     first_order: take the inner gradients as constants, so no second derivatives: score = |w * grad L(theta_steps)|.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
     """
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, not {steps}")
-    check_positive(lr=lr)
+    check_inner(steps, lr)
     check_batches(batches, (1, steps + 1))
     objective = scoring_copy(objective)
     weights = prunable(model)
@@ -55,6 +53,13 @@ def prospr(
     return {name: s.detach().abs() for name, s in zip(mask, sensitivities, strict=True)}
 
 
+def check_inner(steps: int, lr: float) -> None:
+    """ValueError for inner steps that cannot be."""
+    if steps < 0:
+        raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
+    check_positive(**{"learning rate of the inner steps": lr})
+
+
 @dataclass(frozen=True)
 class ProsPrConfig:
     """Prospect pruning: scores by the meta-gradient through a few training steps."""
@@ -67,6 +72,9 @@ class ProsPrConfig:
     """leave out second derivatives: less memory, another score"""
 
     label = "ProsPr"
+
+    def __post_init__(self) -> None:
+        check_inner(self.steps, self.lr)
 
     def num_batches(self, objective: Objective) -> int:
         return objective.scoring_batches(self.steps)

@@ -43,6 +43,10 @@ class SNIPConfig:
 
     label = "SNIP"
 
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ValueError(f"batches must be 1 or more, not {self.batches}")
+
     def num_batches(self, objective: Objective) -> int:
         return self.batches
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compression import allocation, criteria
+from compression.criteria.prospr import check_inner
 from compression.objectives import CSKDConfig, ObjectiveConfig
 from compression.session import Session
 
@@ -34,6 +35,7 @@ class EPSD:
 
     def __post_init__(self) -> None:
         allocation.check_sparsity(self.sparsity)
+        check_inner(self.inner_steps, self.inner_lr)
 
     @property
     def objective(self) -> ObjectiveConfig:

@@ -19,8 +19,9 @@ class Choices:
 
     method: str = "epsd"
     """dense, early_pruning or epsd"""
-    distillation: str = "cs_kd"
-    """objective of the training: cs_kd, ps_kd, dlb, label_smoothing or cross_entropy"""
+    distillation: str | None = None
+    """objective of the training: cs_kd, ps_kd, dlb, label_smoothing or cross_entropy; None: cross_entropy for dense,
+    else cs_kd"""
     criterion: str | None = None
     """of early_pruning: prospr or snip; None: prospr"""
     optimizer: str = "sgd"
@@ -31,7 +32,8 @@ class Choices:
     def compress(self, sparsity: float) -> Dense | EarlyPruning | EPSD:
         """The method's config; `sparsity` where it prunes."""
         method = choose("method", self.method, METHODS)
-        objective = choose("distillation", self.distillation, OBJECTIVES)()
+        usual = "cross_entropy" if method is Dense else "cs_kd"
+        objective = choose("distillation", self.distillation or usual, OBJECTIVES)()
         criterion = choose("criterion", self.criterion or "prospr", CRITERIA)()
         if self.criterion is not None and method is not EarlyPruning:
             raise ValueError(f"--criterion goes with --method early_pruning; {self.method} does not ask for one")
