@@ -42,7 +42,7 @@ class Keeper:
         self.started = time.perf_counter() - self.position.seconds
         self.epoch_started, self.epoch_first = time.perf_counter(), self.position.step
         if self.checkpoint is not None:
-            model.load_state_dict(self.checkpoint.tensors["model"])
+            model.load_state_dict(self.checkpoint.tensors["weights"])
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Optimiser and objective as the checkpoint left them."""
@@ -89,7 +89,7 @@ class Keeper:
             run.remember(at.history)
 
         def write() -> None:
-            tensors = {"model": self.model.state_dict(), "optimizer": optimizer_state(optimizer, self.model)}
+            tensors = {"weights": self.model.state_dict(), "optimizer": optimizer_state(optimizer, self.model)}
             tensors |= {f"objective.rank{rank}": state for rank, state in enumerate(objective_states)}
             self.store.save(epoch * self.steps_per_epoch + step, tensors, vars(at))
 

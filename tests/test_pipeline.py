@@ -132,7 +132,10 @@ def test_masks_hold_in_every_checkpoint(optimizer: SGD | AdamW, tmp_path: Path):
     [outcome] = launch(execute, [work], Group(storage=str(storage)), ignore)
     assert outcome.error is None, outcome.traceback
     folder = RunFolder(storage, experiment.identity)
-    states = [load_file(path) for path in sorted(folder.path.rglob("model.safetensors"))]
+    states = [
+        load_file(path)
+        for path in sorted([*folder.path.rglob("weights.safetensors"), folder.path / "model.safetensors"])
+    ]
     assert len(states) == 1 + 3 + 3 * 2
     weights = [name for name, tensor in states[0].items() if tensor.dim() in (2, 4)]
     zeros = [{name: state[name] == 0 for name in weights} for state in states]

@@ -125,7 +125,9 @@ def test_pruned_weights_are_zero_in_checkpoints_and_artefact(undisturbed: Path):
         score = run.stage("score")
         scores = load_file(score / "result.safetensors")
         masks = global_topk({name: scores[name] for name in read_json(score / "stage.json")["order"]}, 0.9)
-        states = [load_file(path) for path in sorted(run.path.rglob("model.safetensors"))]
+        states = [
+            load_file(path) for path in sorted([*run.path.rglob("weights.safetensors"), run.path / "model.safetensors"])
+        ]
         assert len(states) == 3  # two checkpoints are kept, and the artefact
         for state in states:
             for name, mask in masks.items():
