@@ -28,16 +28,18 @@ def clock(device: torch.device) -> tuple[str, Clock]:
 def interleaved(
     steps: Mapping[str, Callable[[], object]], repetitions: int, now: Clock, at_once: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds per step of each in each round: one after the other in rotation, from another one on in every round.
+    """Seconds per step of each in each round: one after the other, from another one on and the other way every round.
 
-    A machine that others use grows slower and faster by the minute; neighbours in time see the same of it.
+    A machine that others use grows slower and faster by the minute; neighbours in time see the same of it. A step also
+    feels what its neighbour left in caches and allocator, so none has the same one before it each time.
     at_once: steps between two looks at the clock.
     """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(WARM_UP_ROUNDS + repetitions):
         first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        order = names[first:] + names[:first]
+        for name in reversed(order) if turn % 2 else order:
             start = now()
             for _ in range(at_once):
                 steps[name]()

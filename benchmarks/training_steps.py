@@ -26,9 +26,10 @@ from pipelines.data.loader import NEEDS, Loader
 from pipelines.data.memory import MemoryStore
 from pipelines.data.sources import read_digits
 from pipelines.evaluation import autocast
-from pipelines.execute import _environment
+from pipelines.execute import environment
 from pipelines.experiment import Training
 from pipelines.optimizers import parameter_groups
+from pipelines.training import apply
 
 VARIANTS = {
     "dense": "cross_entropy",
@@ -75,22 +76,19 @@ class Trainee:
         (masks or Masks({})).attach(model)
         self._strategy = strategy("single", 1)
         self._network = self._strategy.prepare(model, self._optimizer)
-        self._loss = torch.zeros(())
+        self._losses: dict[str, torch.Tensor] = {}
 
     def step(self) -> None:
         with autocast(self._setting.training, self._setting.device):
             losses = self._objective(self._network, next(self._batches))
-        loss = torch.stack(list(losses.values())).sum()
-        self._strategy.backward(loss)
-        self._strategy.step(self._optimizer)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._loss = loss.detach()
+        apply(self._strategy, self._optimizer, losses)
+        self._losses = losses
 
     def check(self) -> None:
         """ValueError if what was timed was not a training: masked weights that came back, or a loss gone wrong."""
         if self.masks is not None:
             self.masks.verify(self.model)
-        if not math.isfinite(self._loss):
+        if not all(math.isfinite(loss) for loss in self._losses.values()):
             raise ValueError("the loss is not finite: steps on such numbers say nothing of a training's speed")
 
 
@@ -165,7 +163,7 @@ def rows(setting: Setting, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
             "noise_floor": floor,
             "repetitions": setting.repetitions,
             "torch": torch.__version__,
-            "hardware": _environment(setting.device)["hardware"],
+            "hardware": environment(setting.device)["hardware"],
         }
         for name, own in seconds.items()
     ]

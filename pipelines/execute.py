@@ -143,7 +143,7 @@ def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:
         **description,
         "placement": {**description["placement"], "launcher": work.placement.launcher},
         "tags": dict(work.tags),
-        "environment": _environment(run.device),
+        "environment": environment(run.device),
         "finished_ms": int(time.time() * 1000),
         "metrics": last,
         "history": history,
@@ -153,7 +153,7 @@ def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:
     return result
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware of the worker that made the result."""
     import importlib.metadata
 

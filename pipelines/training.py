@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from cluster.strategy import Strategy
 from cluster.strategy import strategy as make_strategy
 from compression.masks import Masks
 from compression.objectives.base import Objective
@@ -60,9 +61,7 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
                     group["lr"] = settings.optimizer.lr * factor_at(now, total_steps, warmup_steps, settings.schedule)
                 with autocast(settings, run.device):
                     losses = objective(network, batch)
-                strategy.backward(torch.stack(list(losses.values())).sum())
-                strategy.step(optimizer)
-                optimizer.zero_grad(set_to_none=True)
+                apply(strategy, optimizer, losses)
                 sums.add(losses)
                 if keeper.due(now + 1, step + 1 < steps_per_epoch):
                     keeper.save(optimizer, epoch, step + 1, sums.check())
@@ -70,6 +69,13 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
                     keeper.report(epoch, step + 1, sums.check())
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
     return model
+
+
+def apply(strategy: Strategy, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
+    """One step down the sum of the losses."""
+    strategy.backward(torch.stack(list(losses.values())).sum())
+    strategy.step(optimizer)
+    optimizer.zero_grad(set_to_none=True)
 
 
 def end_epoch(
