@@ -88,7 +88,7 @@ class Trainee:
         """ValueError if what was timed was not a training: masked weights that came back, or a loss gone wrong."""
         if self.masks is not None:
             self.masks.verify(self.model)
-        if not all(math.isfinite(loss) for loss in self._losses.values()):
+        if not all(math.isfinite(loss.detach()) for loss in self._losses.values()):
             raise ValueError("the loss is not finite: steps on such numbers say nothing of a training's speed")
 
 
