@@ -242,7 +242,11 @@ def test_a_step_costs_no_more_than_promised(variants: list[str], batch_size: int
     tried = []
     for _ in range(3):
         measured = measure(chosen, ["dense", "dense_again", *variants])
-        if not over_limit(measured) and measured[0]["noise_floor"] <= MOST_NOISE:
-            return
-        tried.append({row["variant"]: row["ratio"] for row in measured} | {"noise": measured[0]["noise_floor"]})
-    pytest.fail(f"three times over the limit, or too noisy to tell: {tried}")
+        if measured[0]["noise_floor"] <= MOST_NOISE:
+            tried.append(measured)
+            if not over_limit(measured):
+                break
+    if not tried:
+        pytest.skip(f"two equal steps differ by more than {MOST_NOISE:.0%}: this machine is too busy to tell")
+    ratios = [{row["variant"]: row["ratio"] for row in measured} for measured in tried]
+    assert not over_limit(tried[-1]), f"over the limit {len(tried)} times: {ratios}"
