@@ -138,7 +138,7 @@ def test_criteria_leave_the_model_alone():
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
     objective = objectives.DLB()
-    for score in (criteria.snip, criteria.prospr):
+    for score in (criteria.snip, criteria.prospr, criteria.grasp, criteria.magnitude, criteria.random):
         found = score(model, [some_batch()], objective)
         assert list(found) == list(prunable(model))
         assert all(value.shape == model.get_parameter(name).shape for name, value in found.items())
@@ -184,6 +184,18 @@ def test_prospr_agrees_with_finite_differences():
     for name, place in [("1.weight", (0, 3)), ("3.weight", (2, 1))]:
         slope = (loss_after_two_steps(name, place, 1 + 1e-5) - loss_after_two_steps(name, place, 1 - 1e-5)) / 2e-5
         assert abs(slope) == pytest.approx(float(scores[name][place]), rel=1e-6)
+
+
+def test_scores_without_data():
+    torch.manual_seed(0)
+    model = models.build("resnet20", 10)
+    magnitudes = criteria.magnitude(model)
+    assert torch.equal(magnitudes["fc.weight"], model.get_parameter("fc.weight").abs())
+    once, again, other = criteria.random(model), criteria.random(model), criteria.random(model, seed=1)
+    assert all(torch.equal(score, again[name]) and not torch.equal(score, other[name]) for name, score in once.items())
+    masks = allocation.global_topk(once, 0.9)
+    density = {name: float(mask.double().mean()) for name, mask in masks.items()}
+    assert all(abs(density[name] - 0.1) < 0.06 for name in density)
 
 
 def test_pskd_scores_see_the_step_before():

@@ -34,6 +34,15 @@ def test_snip(net: str):
 
 
 @pytest.mark.parametrize("net", ["netA", "netB"])
+def test_grasp(net: str):
+    case = Case(f"grasp_{net}_p")
+    halves = [case.batch(f"input/half{half}/x", f"input/half{half}/y") for half in (1, 2)]
+    scores = criteria.grasp(case.network(), halves, objectives.CrossEntropy(), temperature=200)
+    assert_scores(case, {name: -score for name, score in scores.items()}, "expect/score")
+    assert_masks(case, scores, "expect/mask_exact_s0.80", sparsity=0.8)
+
+
+@pytest.mark.parametrize("net", ["netA", "netB"])
 @pytest.mark.parametrize("batches", ["same_batch", "new_batch"])
 @pytest.mark.parametrize("order", ["full", "first_order"])
 def test_prospr(net: str, batches: str, order: str):

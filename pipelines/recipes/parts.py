@@ -23,7 +23,7 @@ class Choices:
     """objective of the training: cs_kd, ps_kd, dlb, label_smoothing or cross_entropy; None: cross_entropy for dense,
     else cs_kd"""
     criterion: str | None = None
-    """of early_pruning: prospr or snip; None: prospr"""
+    """of early_pruning: prospr, snip, grasp, magnitude or random; None: prospr"""
     optimizer: str = "sgd"
     """sgd, adamw or another class of torch.optim"""
     smoke: bool = False

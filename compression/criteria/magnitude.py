@@ -1,0 +1,33 @@
+"""Magnitude: large weights matter (Han et al., NeurIPS 2015, arXiv 1506.02626)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compression.batch import Batch
+from compression.masks import prunable
+from compression.objectives.base import Objective
+
+
+def magnitude(model: nn.Module, batches: Sequence[Batch] = (), objective: Objective | None = None) -> dict[str, Tensor]:
+    """|w|. Neither batches nor the objective are looked at.
+
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    """
+    return {name: weight.detach().abs() for name, weight in prunable(model).items()}
+
+
+@dataclass(frozen=True)
+class MagnitudeConfig:
+    """Absolute value of the weight; at initialisation a baseline without any data."""
+
+    label = "magnitude"
+
+    def num_batches(self, objective: Objective) -> int:
+        return 0
+
+    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
+        return magnitude(model)
