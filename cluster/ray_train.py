@@ -259,15 +259,18 @@ class _Sender:
         assert mail.actor is not None
         self._actor, self._rank = mail.actor, rank
         self._gone = False
+        self._last: Any = None
 
     def post(self, kind: str, number: int, payload: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
         try:
-            sent = self._actor.put_nowait.remote((kind, self._rank, number, payload))
+            if self._last is not None:
+                ray.wait([self._last], timeout=1)  # calls under way at once may overtake each other in the actor
+            self._last = self._actor.put_nowait.remote((kind, self._rank, number, payload))
             if kind == "outcome":
-                ray.get(sent)
+                ray.get(self._last)
         except RayError as error:
             if not self._gone:
                 log.warning("the driver is gone (%s): nothing more is sent", error)
