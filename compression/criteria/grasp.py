@@ -29,7 +29,7 @@ class _Tempered(nn.Module):
 def grasp(
     model: nn.Module, batches: Sequence[Batch], objective: Objective, temperature: float = 200.0
 ) -> dict[str, Tensor]:
-    """+w * (H g): how much removing a weight would lower the gradient's norm; such weights are kept last.
+    """+w * (H g): to first order, half of what removing a weight takes from the gradient's squared norm.
 
     batches: the parts (in the paper two halves of the data), each with a forward and BatchNorm statistics of its own.
     g is the sum of their gradients, a constant; H the sum of their Hessians; both over prunable weights alone. The
