@@ -11,8 +11,10 @@ LOCK_WITH = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-in
 demo: .venv/installed ffcv
 	$(BIN)/python benchmarks/demo.py --storage $(STORAGE)
 
+# Two files at a time, then by themselves those tests that measure time.
 test: .venv/installed ffcv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 lint: .venv/installed
 	$(BIN)/ruff check .

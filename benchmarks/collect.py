@@ -45,6 +45,16 @@ METRICS: dict[str, tuple[str, type]] = {
     "effective_macs": ("cost/effective_macs", int),
     "scoring_seconds": ("cost/score_seconds", float),
     "train_seconds": ("cost/train_seconds", float),
+    "run_seconds": ("cost/run_seconds", float),
+    "compacted_parameters": ("cost/compacted_parameters", int),
+    "compacted_macs": ("cost/compacted_macs", int),
+    "own_dense_epochs": ("cost/own_dense_epochs", float),
+    "dense_epochs": ("cost/dense_epochs", float),
+    "latency_seconds_batch_1": ("cost/latency_seconds_batch_1", float),
+    "latency_seconds_batch_64": ("cost/latency_seconds_batch_64", float),
+    "peak_memory_bytes": ("cost/peak_memory_bytes", int),
+    "test_entropy": ("test/entropy", float),
+    "test_max_probability": ("test/max_probability", float),
 }
 """Columns that are a run's final metrics: (MLflow key, type)."""
 
@@ -71,7 +81,10 @@ def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
 
 
 def read_runs(parquet: Path) -> list[dict[str, Any]]:
-    """The rows of `parquet`; ValueError if it is missing, damaged, or has other columns than `schema()`."""
+    """The rows of `parquet`; ValueError if it is missing, damaged, or has other columns than `schema()`.
+
+    A metric that an older file does not have is None.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -81,6 +94,11 @@ def read_runs(parquet: Path) -> list[dict[str, Any]]:
         table = pq.read_table(parquet)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{parquet} is no complete Parquet file: {error}") from error
+    later = [field for field in schema() if field.name in METRICS and field.name not in table.schema.names]
+    for field in later:  # the file is older than the column
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    if later and set(table.schema.names) == set(schema().names):
+        table = table.select(schema().names)
     if not table.schema.equals(schema()):
         differing = sorted({f"{field.name} {field.type}" for field in set(table.schema) ^ set(schema())})
         raise ValueError(

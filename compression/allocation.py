@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compression.masks import Masks
+from compression.batch import Batch
+from compression.choose import choose
+from compression.criteria.rounds import Criterion, rounds_of
+from compression.masks import Masks, prunable
+from compression.objectives.base import Objective
+
+Allocate = Callable[[Mapping[str, Tensor], float | Fraction], Masks]
+
+Schedule = Literal["exponential", "linear"]
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "exponential": lambda density, part: density**part,
+    "linear": lambda density, part: 1 - (1 - density) * part,
+}
+"""(final density, part of the rounds that are done) -> density."""
 
 
-def global_topk(scores: Mapping[str, Tensor], sparsity: float) -> Masks:
+def global_topk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
     """Keep the N - floor(N * sparsity) highest of all N scores, whichever layer they lie in.
 
     scores: parameter name -> scores of the parameter's shape, higher is kept.
@@ -21,17 +38,167 @@ def global_topk(scores: Mapping[str, Tensor], sparsity: float) -> Masks:
     """
     check_sparsity(sparsity)
     check_finite(scores)
+    everything = Masks({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
+    return remove_lowest(scores, everything, math.floor(everything.num_weights * Fraction(str(sparsity))))
+
+
+def per_layer(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
+    """Keep the same share of every layer's scores, N - floor(N * sparsity) in all.
+
+    The share of a layer is rarely a whole number of weights. Rounding is that of `_by_share`.
+    """
+    return _by_share(scores, sparsity, {name: score.numel() for name, score in scores.items()})
+
+
+def erk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
+    """Keep densities after Erdos-Renyi-Kernel (Evci et al., RigL, ICML 2020, arXiv 1911.11134).
+
+    A layer's density is proportional to (out + in + kernel height + kernel width) / (their product), so its count is to
+    the sum of its shape, up to the whole layer; what a full layer cannot take goes to the others in proportion.
+    N - floor(N * sparsity) are kept in all, rounding is that of `_by_share`.
+    """
+    return _by_share(scores, sparsity, {name: sum(score.shape) for name, score in scores.items()})
+
+
+ALLOCATIONS: dict[str, Allocate] = {"global": global_topk, "per_layer": per_layer, "erk": erk}
+
+
+def _by_share(scores: Mapping[str, Tensor], sparsity: float | Fraction, shares: Mapping[str, int]) -> Masks:
+    """Keep layer counts in proportion to `shares`, at most the whole layer, exact in total.
+
+    The r-th best weight of a layer (r = 1, 2...) has the priority share / (r - 1/2), and the highest priorities of all
+    are kept. That is Webster's method of apportionment: counts are nearest to their shares, and a higher sparsity never
+    gives a layer more. Ties go as in `global_topk`.
+    """
+    check_finite(scores)
+    priorities = {}
+    for name, score in scores.items():
+        # Ranks from the worst up, so that of equal scores the earlier one gets the worse rank.
+        order = torch.argsort(score.detach().reshape(-1), stable=True)
+        ranks = torch.arange(score.numel(), 0, -1, dtype=torch.float64, device=score.device)
+        flat = torch.empty_like(ranks)
+        flat[order] = shares[name] / (ranks - 0.5)
+        priorities[name] = flat.view(score.shape)
+    return global_topk(priorities, sparsity)
+
+
+def remove_lowest(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], num: int) -> Masks:
+    """`masks` with exactly `num` fewer weights: those with the lowest scores among the ones kept so far.
+
+    scores: parameter name -> scores, of the same names and shapes as the masks.
+    Among equal scores the earlier one (parameter order, that of `scores`, then flat index) is removed first.
+    """
+    check_finite(scores)
+    if set(scores) != set(masks):
+        raise ValueError(f"scores and masks differ in {', '.join(sorted(set(scores) ^ set(masks)))}")
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
-    num_pruned = math.floor(flat.numel() * Fraction(str(sparsity)))
-    order = torch.argsort(flat, stable=True)
-    keep = torch.ones_like(flat, dtype=torch.bool)
-    keep[order[:num_pruned]] = False
-    sizes = [score.numel() for score in scores.values()]
-    parts = zip(scores.items(), keep.split(sizes), strict=True)
-    return Masks({name: part.view(score.shape).clone() for (name, score), part in parts})
+    keep = torch.cat([masks[name].reshape(-1) for name in scores]).to(flat.device)
+    alive = keep.nonzero().squeeze(1)
+    if not 0 <= num <= len(alive):
+        raise ValueError(f"of {len(alive)} weights that are left, {num} cannot be removed")
+    keep[alive[torch.argsort(flat[alive], stable=True)[:num]]] = False
+    parts = keep.split([score.numel() for score in scores.values()])
+    return Masks({name: part.view(scores[name].shape).clone() for name, part in zip(scores, parts, strict=True)})
 
 
-def check_sparsity(sparsity: float) -> None:
+def rounded_share(num_alive: int, share: float = 0.2) -> int:
+    """round(share * num_alive): how many weights a round of Prune-then-Distill removes (halves go to the even one)."""
+    return round(Fraction(str(share)) * num_alive)
+
+
+def share_rounded_up(num_alive: int, share: float = 0.2) -> int:
+    """ceil(share * num_alive): how many weights a level of the lottery ticket removes."""
+    return math.ceil(Fraction(str(share)) * num_alive)
+
+
+def rounds_for_ratio(ratio: float, share: float = 0.2) -> int:
+    """How many rounds that each remove `share` of what is left come nearest to removing `ratio` of all.
+
+    0.36, 0.59 and 0.79 are 2, 4 and 7 rounds of 20 %. Of two equally near numbers the smaller is taken.
+    """
+    check_sparsity(ratio)
+    if not 0 < share < 1:
+        raise ValueError(f"the share removed in each round must lie in (0, 1), not {share}")
+    kept, wanted, rounds = 1 - Fraction(str(share)), Fraction(str(ratio)), 0
+    while 1 - kept ** (rounds + 1) <= wanted:
+        rounds += 1
+    below, above = wanted - (1 - kept**rounds), (1 - kept ** (rounds + 1)) - wanted
+    return rounds if below <= above else rounds + 1
+
+
+def iterate(
+    criterion: Criterion,
+    sparsity: float,
+    rounds: int,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    objective: Objective,
+    schedule: Schedule = "exponential",
+    allocate: Allocate = global_topk,
+) -> Masks:
+    """Prune in rounds: score what is left of the network, prune a little more, `rounds` times.
+
+    criterion: a function such as `criteria.snip`, or a functools.partial of one. One that takes `masks` scores the
+        pruned network itself; for another a copy of the model is scored whose pruned weights are zero.
+    schedule: the density after round t of T is density ** (t / T), or 1 - sparsity * t / T if "linear".
+    allocate: how each round's scores become masks: `global_topk`, `per_layer` or `erk`.
+
+    The weights themselves never change. A pruned weight stays pruned unless the criterion declares otherwise (FORCE).
+    Rounds before the last keep ceil(N * density) weights, or what the criterion declares; the last keeps exactly what
+    `allocate` gives for `sparsity`. The model is left as it was.
+    """
+    score, pruned_return = _scorer(criterion, model, batches, objective), rounds_of(criterion).pruned_return
+    masks: Masks | None = None
+    for share in _sparsities(sparsity, rounds, schedule, criterion, model):
+        scores = score(masks)
+        if masks is not None and not pruned_return:
+            scores = {name: s.masked_fill(~masks[name], -math.inf) for name, s in scores.items()}
+        masks = allocate(scores, share)
+    assert masks is not None
+    return masks
+
+
+def check_rounds(rounds: int) -> None:
+    """ValueError unless there is a round."""
+    if rounds < 1:
+        raise ValueError(f"the number of rounds must be 1 or more, not {rounds}")
+
+
+def _sparsities(
+    sparsity: float, rounds: int, schedule: Schedule, criterion: Criterion, model: nn.Module
+) -> list[float | Fraction]:
+    """The sparsity after each round: whole numbers of weights, but for the last, which is the one asked for."""
+    check_sparsity(sparsity)
+    check_rounds(rounds)
+    density = float(1 - Fraction(str(sparsity)))
+    density_after = choose("schedule", schedule, SCHEDULES)
+    num_weights = sum(w.numel() for w in prunable(model).values())
+    # Rounded, so that a product which is a whole number but for its last bits counts as one.
+    wanted = [round(num_weights * density_after(density, t / rounds), 6) for t in range(1, rounds)]
+    kept = [max(1, rounds_of(criterion).num_kept(num)) for num in wanted]
+    return [*(Fraction(num_weights - num, num_weights) for num in kept), sparsity]
+
+
+def _scorer(
+    criterion: Criterion, model: nn.Module, batches: Sequence[Batch], objective: Objective
+) -> Callable[[Masks | None], Mapping[str, Tensor]]:
+    """A function from the masks so far to the scores of the network that they leave."""
+    if "masks" in inspect.signature(criterion).parameters:
+        return lambda masks: criterion(model, batches, objective, masks=masks)
+
+    def score(masks: Masks | None) -> Mapping[str, Tensor]:
+        if masks is None:
+            return criterion(model, batches, objective)
+        pruned = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                pruned.get_parameter(name).masked_fill_(~mask, 0)
+        return criterion(pruned, batches, objective)
+
+    return score
+
+
+def check_sparsity(sparsity: float | Fraction) -> None:
     """ValueError unless 0 <= sparsity < 1."""
     if not 0 <= sparsity < 1:
         raise ValueError(

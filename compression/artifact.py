@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compression import models
+from compression import models, slicing
 
-FORMAT = 1
+FORMAT = 2
+"""2 added "layers": of a compacted network, the layers that are smaller than the architecture's own."""
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
-    """Write `model` (made by `compression.models.build`) into `folder`, which must exist."""
+    """Write `model` into `folder`, which must exist.
+
+    The model was made by `compression.models.build`, and perhaps made smaller by `compression.compaction.compact`.
+    Errors: ValueError for another network, which nothing could build again.
+    """
     folder = Path(folder)
+    architecture = vars(model).get("arch")
+    if architecture is None:
+        raise ValueError(
+            f"this {type(model).__name__} does not say how it is built: make it by compression.models.build"
+        )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    description = {"format": FORMAT, "architecture": vars(model)["arch"]}
+    description = {"format": FORMAT, "architecture": architecture}
     (folder / "arch.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def load(folder: Path | str) -> nn.Module:
     """The network that was saved in `folder` (or whose model.safetensors is named), in eval mode on the CPU.
 
-    Floating-point weights keep the precision they were saved in. Errors: FileNotFoundError for a missing file,
-    ValueError for another format.
+    Each tensor keeps the precision it was saved in. Errors: FileNotFoundError for a missing file, ValueError for
+    another format, or a layer that the architecture does not have.
     """
     folder = Path(folder)
     folder = folder.parent if folder.suffix in (".safetensors", ".json") else folder
@@ -34,11 +45,28 @@ def load(folder: Path | str) -> nn.Module:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}: name the folder of a finished run")
     description = json.loads((folder / "arch.json").read_text())
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{folder}/arch.json has format {description.get('format')!r}; this version reads {FORMAT}")
+    if description.get("format") not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{folder}/arch.json has format {description.get('format')!r}; this version reads 1 to {FORMAT}"
+        )
     state = load_file(folder / "model.safetensors")
-    model = models.build(**description["architecture"])
-    floating = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    model.to(dtype=max(floating, key=lambda dtype: dtype.itemsize))
+    model = build(description["architecture"])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return model.eval()
+
+
+def build(architecture: dict[str, Any]) -> nn.Module:
+    """The network that an arch.json describes, with random weights: the architecture, then its layers made smaller."""
+    layers = architecture.get("layers", {})
+    model = models.build(**{key: value for key, value in architecture.items() if key != "layers"})
+    present = slicing.shapes(model)
+    unknown = [name for name in layers if name not in present]
+    if unknown:
+        raise ValueError(f"{architecture['name']} has no layer {', '.join(unknown)} that could be made smaller")
+    for name, shape in layers.items():
+        slicing.resize(model.get_submodule(name), shape)
+    vars(model)["arch"] = architecture
+    return model

@@ -63,11 +63,15 @@ class Masks(Mapping[str, Tensor]):
         """Self, after checking that the asked sparsity was met and that no layer was left with nothing."""
         # One weight of slack: the share removed is a whole number of weights.
         assert abs(self.sparsity - sparsity) * self.num_weights <= 1, f"asked {sparsity}, achieved {self.sparsity}"
+        return self.check_layers(allow_empty=allow_empty)
+
+    def check_layers(self, *, allow_empty: bool = False) -> Masks:
+        """Self, after checking that no layer was left with nothing."""
         empty = self.empty_layers()
         if empty and not allow_empty:
             raise ValueError(
-                f"at sparsity {sparsity} nothing is left of {', '.join(empty)}: ask for a lower sparsity, or set "
-                "allow_empty (sound only where a shortcut goes round the layer)"
+                f"at sparsity {self.sparsity:.4g} nothing is left of {', '.join(empty)}: ask for a lower sparsity, or "
+                "set allow_empty (sound only where a shortcut goes round the layer)"
             )
         return self
 

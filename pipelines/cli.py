@@ -6,14 +6,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from cluster.checkpoints import open_storage
+from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
 from pipelines.recipes.parts import Choices
@@ -30,6 +31,8 @@ class Command:
     placement: Annotated[Placement, tyro.conf.arg(name="")]
     suite: str
     """MLflow experiment under which the run is tracked"""
+    alone: bool = False
+    """leave out the runs that a method's claim is compared with (the same student without its teacher, say)"""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     try:
         command = parse(recipe, argv, program)
         show(command, console)
-        name = recipe.__name__
-        [ended] = run_experiments([command.experiment], command.placement, command.suite, name, console)
+        experiments = [command.experiment, *([] if command.alone else controls(command.experiment))]
+        ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
     except BrokenPipeError:  # whoever read our output has enough: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -64,7 +67,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     except KeyboardInterrupt:
         complain("stopped; start the same command again, and the run goes on from its last checkpoint")
         return 130
-    return report([ended], console)
+    return report(ended, console)
 
 
 def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
@@ -76,13 +79,35 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
     # Only a smoke run may write before it starts.
     scratch = open_storage(first.storage) / "smoke" if first.choices.smoke else Path()
     experiment = recipe(first.choices, scratch)
-    default = Command(Choices(), experiment, Placement(), suite=experiment.data.label)
+    default = Command(Choices(), experiment, Placement(), suite=experiment.data.label, alone=first.choices.smoke)
     description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
     command = tyro.cli(Command, default=default, args=argv, prog=program, description=description, config=OPTIONS)
+    command = replace(command, experiment=following(command.experiment, experiment.data))
     for name, value in parameters(command.experiment):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
     return command
+
+
+def controls(experiment: Experiment) -> list[Experiment]:
+    """The same experiment by each method that has to stand beside its own."""
+    beside = getattr(experiment.method, "controls", list)
+    return [replace(experiment, method=method) for method in beside()]
+
+
+def following(experiment: Experiment, before: Data) -> Experiment:
+    """The experiment, its teachers on its own data where those were the recipe's, too, before options changed them."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Experiment) and value.data == before:
+            value = replace(value, data=experiment.data)
+        if not is_dataclass(value) or isinstance(value, type):
+            return value
+        parts = {item.name: getattr(value, item.name) for item in fields(value)}
+        new = {name: changed(part) for name, part in parts.items()}
+        return replace(value, **new) if any(new[name] is not parts[name] for name in parts) else value
+
+    return replace(experiment, method=changed(experiment.method))
 
 
 def complain(text: str) -> None:

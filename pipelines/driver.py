@@ -21,6 +21,7 @@ from pipelines.experiment import Experiment, Placement
 from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.publish import Publisher
+from pipelines.teachers import closure
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def run_experiments(
             def on_event(index: int, event: dict[str, Any]) -> None:
                 progress(index, event)
                 if event["kind"] == "epoch":
-                    publisher.publish_now_and_then(folders[todo[index]])
+                    own = folders[todo[index]]
+                    for folder in (own, *closure(own, lambda name: RunFolder(storage, name))):
+                        publisher.publish_now_and_then(folder)
 
             outcomes = launch(execute, work, group, on_event)
             for index, (number, outcome) in enumerate(zip(todo, outcomes, strict=True)):
@@ -83,7 +86,9 @@ def run_experiments(
                     progress(index, {"kind": "failed", "error": outcome.error})
                 if outcome.traceback is not None:
                     write_atomically(folders[number].error, outcome.traceback.encode())
-    run_ids = publisher.publish_all(folders)
+    taught = [teacher for folder in folders for teacher in closure(folder, lambda name: RunFolder(storage, name))]
+    teachers = {folder.path: folder for folder in taught if folder.path not in {own.path for own in folders}}
+    run_ids = publisher.publish_all([*folders, *teachers.values()])[: len(folders)]
     return [
         Ended(*values)
         for values in zip(experiments, [f.path for f in folders], results, errors, run_ids, before, strict=True)

@@ -7,29 +7,38 @@ import contextlib
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.nn import functional as F
 
 from cluster.launch import Worker
+from compression.diagnostics import prediction_statistics
 from pipelines.data.loader import Loader
 from pipelines.experiment import Training
 
+STATISTICS = {
+    "correct": "accuracy",
+    "cross_entropy": "loss",
+    "entropy": "entropy",
+    "max_probability": "max_probability",
+}
+"""Sums over samples -> what their means are called."""
+
 
 def evaluate(model: nn.Module, loader: Loader, split: str, training: Training, worker: Worker) -> dict[str, float]:
-    """{"accuracy": share of 1, "loss": mean cross-entropy} of `model` on "val" or "test"; collective."""
-    if not loader.info.sizes[split]:
+    """Means over the samples of "val" or "test"; empty where the split is; collective.
+
+    accuracy: share of 1; loss: cross-entropy; entropy: of the softmax, in nats; max_probability: its largest entry.
+    """
+    num = loader.info.sizes[split]
+    if not num:
         return {}
-    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=worker.device)
     model.eval()
     with torch.inference_mode(), autocast(training, worker.device):
         for batch in loader.evaluation(split, training.batch_size, worker.rank, worker.world_size):
-            logits = model(batch.images).float()
-            correct = (logits.argmax(dim=1) == batch.labels).sum()
-            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            sums += torch.stack([correct.double(), loss.double(), correct.new_tensor(len(batch)).double()])
+            found = prediction_statistics(model(batch.images), batch.labels)
+            sums += torch.stack([found[name].double() for name in STATISTICS])
     if worker.world_size > 1:
         dist.all_reduce(sums)
-    correct, loss, count = sums.tolist()
-    return {"accuracy": correct / count, "loss": loss / count}
+    return dict(zip(STATISTICS.values(), (sums / num).tolist(), strict=True))
 
 
 def autocast(training: Training, device: torch.device) -> contextlib.AbstractContextManager:

@@ -7,7 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import nn
 from cluster.checkpoints import Lock, write_json
 from cluster.launch import Worker
 from compression import artifact, cost
-from compression.masks import prunable
 from compression.methods import METHODS
 from pipelines import identity
+from pipelines.costs import log_costs
 from pipelines.data.loader import open_loader
 from pipelines.experiment import Experiment, Placement
 from pipelines.folder import RunFolder
 from pipelines.stages import Run
+from pipelines.teachers import obtain
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,17 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
     if num_loaders is None:
         num_loaders = min(8, os.cpu_count() or 1)
     loader = open_loader(experiment.data, experiment.seed, worker.device, _image_dtype(experiment), num_loaders)
-    run = Run(experiment, work.placement, worker, loader, folder)
+
+    def execute_teacher(teacher: Experiment, worker: Worker) -> dict[str, Any]:
+        return execute(replace(work, experiment=teacher), worker)
+
+    run = Run(experiment, work.placement, worker, loader, folder, partial(obtain, execute=execute_teacher))
     try:
         with _lock(run):
             result = run.on_first_worker(folder.read_result)
             if result is None:
                 run.on_first_worker(lambda: _begin(run, work))
+                cost.reset_peak_memory(run.device)
                 model = METHODS[type(experiment.method)](run, experiment.method)
                 _finish(run, model)
                 result = run.on_first_worker(lambda: _write_result(run, work, model))
@@ -119,18 +126,7 @@ def _finish(run: Run, model: nn.Module) -> None:
     """The headline numbers of a trained network, and its costs."""
     run.emit(kind="stage", stage="test")
     run.log(**{f"test/{key}": value for key, value in run.evaluate(model, "test").items()})
-    counted = cost.count(model, run.info.input_shape)
-    weights = prunable(model)
-    kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
-    run.log(
-        **{
-            "cost/parameters": counted.params,
-            "cost/nonzero_parameters": counted.nonzero_params,
-            "cost/macs": counted.macs,
-            "cost/effective_macs": counted.effective_macs,
-            "cost/achieved_sparsity": 1 - kept / sum(weight.numel() for weight in weights.values()),
-        }
-    )
+    run.on_first_worker(lambda: log_costs(run, model))
 
 
 def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:

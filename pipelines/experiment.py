@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from compression.choose import choose
-from compression.methods import EPSD, Dense, EarlyPruning
-from compression.models import MODELS
+from compression.methods import EPSD, MethodConfig
+from compression.models import check_name
 from pipelines import identity
 from pipelines.data.config import CIFAR10, CIFAR100, Digits, ImageNet, Images
 from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer, check_elementwise
@@ -34,6 +33,8 @@ class Training:
     """memory layout of images and convolutions"""
     compile: bool = False
     """torch.compile the network: slower to start, faster to run"""
+    freeze_batchnorm: bool = field(default=False, metadata=identity.ADDED)
+    """train with BatchNorm's running statistics as they are (in a new network: mean 0, variance 1)"""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -46,18 +47,36 @@ class Training:
 class Experiment:
     """One run, whole: the same values give the same result, wherever it runs."""
 
-    method: Dense | EarlyPruning | EPSD = field(default_factory=EPSD)
+    method: MethodConfig = field(default_factory=EPSD)
     model: str = "resnet20"
-    """architecture by name: resnet20, resnet32, resnet56, resnet18_small, resnet18, resnet34, resnet50"""
+    """architecture by name: resnet20, resnet56, vgg11, vgg16, vgg19, vgg11_mlp, resnet18_small, resnet18, resnet50,
+    mobilenet_v2, timm/NAME, torchvision/NAME... (a wrong name lists them all)"""
     data: Digits | CIFAR10 | CIFAR100 | Images | ImageNet = field(default_factory=Digits)
     training: Training = field(default_factory=Training)
     seed: int = 0
     """decides initial weights, data order, augmentation and the validation split"""
 
     def __post_init__(self) -> None:
-        choose("model", self.model, MODELS)
+        check_name(self.model)
         if hasattr(self.method, "sparsity"):
             check_elementwise(self.training.optimizer)
+        self._check_cache()
+        teacher = getattr(self.method, "teacher", None)
+        if getattr(self.method, "student", None) == "derived" and teacher is not None and teacher.model != self.model:
+            raise ValueError(
+                f"a derived student is a narrower {teacher.model}, its teacher's architecture: set model to that, or "
+                f"method.student to given, so that {self.model} is the student"
+            )
+
+    def _check_cache(self) -> None:
+        """A teacher's answers can be remembered only where an image is the same in every epoch."""
+        augmentation = getattr(self.data, "augmentation", None)
+        changes = augmentation is None or augmentation.crop_padding or augmentation.flip
+        if getattr(self.method.objective, "cache", False) and changes:
+            raise ValueError(
+                f"cache needs images that are the same in every epoch, and {self.data.label} is augmented: leave it "
+                "out, or set data.augmentation.crop_padding 0 and data.augmentation.flip off"
+            )
 
     @property
     def identity(self) -> str:

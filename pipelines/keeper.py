@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from compression.objectives.base import Objective
+from pipelines.experiment import Training
 from pipelines.folder import Record, record
 
 if TYPE_CHECKING:
     from pipelines.stages import Run
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a training stage does: some epochs of a schedule."""
+
+    settings: Training
+    epochs: range
+    steps_per_epoch: int
+    first_step: int
+    """epochs of the run before this stage: the numbers of an epoch are recorded under how many the run has had"""
 
 
 @dataclass
@@ -32,26 +44,30 @@ class Position:
 class Keeper:
     """The durable side of one training: its checkpoints, its history, its reports to the driver."""
 
-    def __init__(self, run: Run, name: str, model: nn.Module, objective: Objective) -> None:
-        self.run, self.name, self.model, self.objective = run, name, model, objective
-        self.steps_per_epoch = run.loader.steps_per_epoch(run.experiment.training.batch_size)
+    def __init__(self, run: Run, name: str, model: nn.Module, objective: Objective, part: Part) -> None:
+        self.run, self.name, self.model, self.objective, self.part = run, name, model, objective, part
+        self.flops = 0.0
         self.store = run.folder.checkpoints(name, run.placement.keep)
         self.checkpoint = self.store.latest()
         self._check_same_step()
-        self.position = Position() if self.checkpoint is None else Position(**self.checkpoint.state)
+        begin = Position(epoch=part.epochs.start, finished=not part.epochs)
+        self.position = begin if self.checkpoint is None else Position(**self.checkpoint.state)
         self.started = time.perf_counter() - self.position.seconds
         self.epoch_started, self.epoch_first = time.perf_counter(), self.position.step
         if self.checkpoint is not None:
             model.load_state_dict(self.checkpoint.tensors["weights"])
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Optimiser and objective as the checkpoint left them."""
-        if self.checkpoint is None:
-            return
-        load_optimizer_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
-        rank = 0 if self.objective.replicated else self.run.worker.rank
-        # Where the run goes on with more workers, the new ones have nothing to remember.
-        stored = self.checkpoint.tensors.get(f"objective.rank{rank}", {})
+        """Optimiser and objective as the checkpoint left them, or as new where there is none.
+
+        An objective that trained before forgets that: a run which goes on here would not know it.
+        """
+        stored: dict[str, Tensor] = {}
+        if self.checkpoint is not None:
+            load_optimizer_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
+            rank = 0 if self.objective.replicated else self.run.worker.rank
+            # Where the run goes on with more workers, the new ones have nothing to remember.
+            stored = self.checkpoint.tensors.get(f"objective.rank{rank}", {})
         state = {key: value.to(self.run.device) for key, value in stored.items()}
         needs = self.objective.needs
         self.objective.load_state_dict(state, lambda i, epoch: self.run.loader.batch_at(self.name, epoch, i, needs))
@@ -71,8 +87,9 @@ class Keeper:
         return bool(every) and inside_epoch and steps_done % every == 0
 
     def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Numbers of the epoch that has ended (counted from 0; in the history from 1)."""
-        self.position.history += [record(key, epoch + 1, value) for key, value in metrics.items()]
+        """Numbers of the epoch of the schedule that has ended; in the history the run's epochs are counted from 1."""
+        done = self.part.first_step + epoch + 1 - self.part.epochs.start
+        self.position.history += [record(key, done, value) for key, value in metrics.items()]
         self.run.remember(self.position.history)
 
     def save(
@@ -85,13 +102,15 @@ class Keeper:
         at.epoch, at.step, at.sums, at.finished = epoch, step, sums, finished
         at.seconds = time.perf_counter() - self.started
         if finished:
+            steps = len(self.part.epochs) * self.part.steps_per_epoch
             at.history.append(record(f"cost/{self.name}_seconds", 0, at.seconds))
+            at.history.append(record(f"cost/{self.name}_flops", 0, self.flops * steps))
             run.remember(at.history)
 
         def write() -> None:
             tensors = {"weights": self.model.state_dict(), "optimizer": optimizer_state(optimizer, self.model)}
             tensors |= {f"objective.rank{rank}": state for rank, state in enumerate(objective_states)}
-            self.store.save(epoch * self.steps_per_epoch + step, tensors, vars(at))
+            self.store.save(epoch * self.part.steps_per_epoch + step, tensors, vars(at))
 
         run.on_first_worker(write)
         if step == 0:
@@ -103,18 +122,18 @@ class Keeper:
             kind="epoch" if metrics else "progress",
             stage=self.name,
             epoch=epoch + 1,
-            num_epochs=self.run.experiment.training.epochs,
+            num_epochs=self.part.settings.epochs,
             step=step,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=self.part.steps_per_epoch,
             loss=sum(sums.values()) / max(step, 1),
             metrics=metrics or {},
         )
 
     def images_per_second(self) -> float:
         """Of this epoch so far, global."""
-        steps = self.steps_per_epoch - self.epoch_first
+        steps = self.part.steps_per_epoch - self.epoch_first
         seconds = time.perf_counter() - self.epoch_started
-        return steps * self.run.experiment.training.batch_size / seconds
+        return steps * self.part.settings.batch_size / seconds
 
 
 def gather_states(objective: Objective, run: Run) -> list[dict[str, Tensor]]:

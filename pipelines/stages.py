@@ -6,8 +6,9 @@ function, and a killed run that is started again ends where it would have ended 
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,17 +17,19 @@ from torch import distributed as dist
 
 from cluster.checkpoints import load_tensors, read_json, save_tensors, write_json
 from cluster.launch import Worker
-from compression import models
+from compression import cost, models
 from compression.batch import Batch
 from compression.masks import Masks
+from compression.methods import Dense
 from compression.objectives.base import Objective
 from compression.session import Info
 from pipelines import training
 from pipelines.data.draws import stream
 from pipelines.data.loader import Loader
 from pipelines.evaluation import evaluate
-from pipelines.experiment import Experiment, Placement
+from pipelines.experiment import Experiment, Placement, Training
 from pipelines.folder import Record, RunFolder, record
+from pipelines.keeper import Part
 
 T = TypeVar("T")
 
@@ -35,8 +38,15 @@ class Run:
     """What one worker knows while it runs one experiment."""
 
     def __init__(
-        self, experiment: Experiment, placement: Placement, worker: Worker, loader: Loader, folder: RunFolder
+        self,
+        experiment: Experiment,
+        placement: Placement,
+        worker: Worker,
+        loader: Loader,
+        folder: RunFolder,
+        obtain: Callable[[Run, Experiment], nn.Module],
     ) -> None:
+        """obtain: the finished network of another experiment (`pipelines.teachers`)."""
         self.experiment = experiment
         self.placement = placement
         self.worker = worker
@@ -46,19 +56,26 @@ class Run:
         self.seed = experiment.seed
         self.device = worker.device
         self.info: Info = loader.info
+        self.epochs = experiment.training.epochs
         self.dtype = torch.float64 if experiment.training.precision == "float64" else torch.float32
         self.history: dict[tuple[str, int], Record] = {}
+        self.epochs_done = 0
+        self._obtain = obtain
 
-    def model(self) -> nn.Module:
+    def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(stream(self.seed, "model"))
-            model = models.build(self.experiment.model, self.info.num_classes)
+            model = models.build(**(spec or {"name": self.experiment.model}), num_classes=self.info.num_classes)
         layout = torch.channels_last if self.experiment.training.channels_last else torch.contiguous_format
         return model.to(device=self.device, dtype=self.dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
 
-    def batches(self, objective: Objective, num: int) -> Sequence[Batch]:
+    def teacher(self, experiment: Experiment | None = None, *, method: Any = None) -> nn.Module:
+        asked = experiment or dataclasses.replace(self.experiment, method=Dense())
+        return self._obtain(self, asked if method is None else dataclasses.replace(asked, method=method))
+
+    def batches(self, objective: Objective, num: int, size: int | None = None) -> Sequence[Batch]:
         objective.setup(self.info, self.device)
-        return self.loader.batches("score", num, self.experiment.training.batch_size, objective.needs)
+        return self.loader.batches("score", num, size or self.experiment.training.batch_size, objective.needs)
 
     def stage(self, name: str, fn: Callable[[], Any]) -> Any:
         folder = self.folder.stage(name)
@@ -67,23 +84,46 @@ class Run:
             if not (folder / "stage.json").exists():
                 self.emit(kind="stage", stage=name)
                 start = time.perf_counter()
-                result = fn()
+                result, flops = cost.count_flops(fn)
                 seconds = time.perf_counter() - start
-                _store(folder, result, [record(f"cost/{name}_seconds", 0, seconds)])
+                costs = {f"cost/{name}_seconds": seconds, f"cost/{name}_flops": flops}
+                _store(folder, result, [record(key, 0, value) for key, value in costs.items()])
             return _read(folder)
 
         result, history = self.on_first_worker(run_or_read)
         self.remember(history)
         return _to(result, self.device)
 
-    def train(self, name: str, model: nn.Module, objective: Objective, *, masks: Masks | None = None) -> nn.Module:
-        return training.train(self, name, model, objective, masks)
+    def train(
+        self,
+        name: str,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        masks: Masks | None = None,
+        schedule: Training | None = None,
+        epochs: range | None = None,
+        param_groups: Sequence[dict[str, Any]] | None = None,
+    ) -> nn.Module:
+        settings = schedule or self.experiment.training
+        if (settings.precision == "float64") != (self.dtype == torch.float64):
+            raise ValueError(
+                f"stage {name} is to train in {settings.precision}, the experiment's network is {self.dtype}"
+            )
+        span = range(settings.epochs) if epochs is None else epochs
+        part = Part(settings, span, self.loader.steps_per_epoch(settings.batch_size), self.epochs_done)
+        model = training.train(self, name, model, objective, masks, part, param_groups)
+        self.epochs_done += len(span)
+        return model
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         return evaluate(model, self.loader, split, self.experiment.training, self.worker)
 
     def log(self, **metrics: float) -> None:
         self.remember([record(key, 0, value) for key, value in metrics.items()])
+
+    def note(self, text: str) -> None:
+        self.emit(kind="note", text=text)
 
     def remember(self, records: Sequence[Record]) -> None:
         """Take numbers into the history of the run; the same key and step is the same number."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from torch import distributed as dist
 
 from cluster.strategy import Strategy
 from cluster.strategy import strategy as make_strategy
+from compression import cost
 from compression.masks import Masks
 from compression.objectives.base import Objective
 from pipelines.data.draws import stream
 from pipelines.evaluation import autocast, evaluate
-from pipelines.keeper import Keeper
+from pipelines.experiment import Training
+from pipelines.keeper import Keeper, Part
 from pipelines.optimizers import check_elementwise, factor_at, parameter_groups
 
 if TYPE_CHECKING:
@@ -25,20 +28,29 @@ LOG_STEPS = 100
 """Training steps between the points where numbers leave the device."""
 
 
-def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Masks | None) -> nn.Module:
-    """Train `model` in place by the experiment's schedule and return it; goes on from the stage's last checkpoint."""
-    settings, worker = run.experiment.training, run.worker
-    keeper = Keeper(run, name, model, objective)
+def train(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    objective: Objective,
+    masks: Masks | None,
+    part: Part,
+    param_groups: Sequence[dict[str, Any]] | None = None,
+) -> nn.Module:
+    """Train `model` in place by a part of a schedule and return it; goes on from the stage's last checkpoint."""
+    settings, worker = part.settings, run.worker
+    keeper = Keeper(run, name, model, objective, part)
     if keeper.position.finished:
         run.remember(keeper.position.history)
         return model
-    steps_per_epoch = keeper.steps_per_epoch
+    steps_per_epoch = part.steps_per_epoch
     total_steps, warmup_steps = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
-    optimizer = settings.optimizer.build(parameter_groups(model))
+    objective.setup(run.info, run.device)
+    keeper.flops = run.on_first_worker(lambda: step_flops(run, name, model, objective, settings))
+    optimizer = settings.optimizer.build(param_groups or parameter_groups(model))
     if masks is not None:
         check_elementwise(optimizer)
     hooks = (masks or Masks({})).attach(model)
-    objective.setup(run.info, run.device)
     keeper.restore(optimizer)
     strategy = make_strategy(run.strategy, worker.world_size)
     if settings.compile:
@@ -46,8 +58,8 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
     network = strategy.prepare(model, optimizer)
     at = keeper.position
     with hooks:
-        for epoch in range(at.epoch, settings.epochs):
-            model.train()
+        for epoch in range(at.epoch, part.epochs.stop):
+            train_mode(model, settings)
             objective.begin_epoch(epoch, settings.epochs)
             objective.sync()
             sums = LossSums(run, at.sums, steps_per_epoch * epoch + at.step)
@@ -57,8 +69,9 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
             for step, batch in enumerate(batches, start=at.step):
                 now = epoch * steps_per_epoch + step
                 torch.manual_seed(stream(run.seed, name, now, worker.rank))  # dropout and its like, the same on resume
+                factor = factor_at(now, total_steps, warmup_steps, settings.schedule)
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.optimizer.lr * factor_at(now, total_steps, warmup_steps, settings.schedule)
+                    group["lr"] = settings.optimizer.lr * factor * group.get("lr_scale", 1.0)
                 with autocast(settings, run.device):
                     losses = objective(network, batch)
                 apply(strategy, optimizer, losses)
@@ -69,6 +82,22 @@ def train(run: Run, name: str, model: nn.Module, objective: Objective, masks: Ma
                     keeper.report(epoch, step + 1, sums.check())
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
     return model
+
+
+def train_mode(model: nn.Module, settings: Training) -> None:
+    """Train mode, but for BatchNorm where its statistics are frozen."""
+    model.train()
+    if settings.freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def step_flops(run: Run, name: str, model: nn.Module, objective: Objective, settings: Training) -> float:
+    """Floating-point operations of one training step over the global batch, counted in a step on two images."""
+    [batch] = run.loader.batches(name, 1, 2, objective.needs)
+    with autocast(settings, run.device):
+        return cost.training_flops(model, objective, batch) * settings.batch_size
 
 
 def apply(strategy: Strategy, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
@@ -92,14 +121,14 @@ def end_epoch(
     share_buffers(model, run.worker.world_size)
     if masks is not None:
         masks.verify(model)
-    settings = run.experiment.training
-    metrics = {f"train/{key}": value / keeper.steps_per_epoch for key, value in sums.items()}
+    settings = keeper.part.settings
+    metrics = {f"train/{key}": value / keeper.part.steps_per_epoch for key, value in sums.items()}
     metrics["train/loss"] = sum(metrics.values())
     metrics |= {f"val/{key}": value for key, value in evaluate(model, run.loader, "val", settings, run.worker).items()}
     metrics["train/images_per_second"] = images_per_second
     keeper.record(epoch, metrics)
-    keeper.save(optimizer, epoch + 1, 0, {}, finished=epoch + 1 == settings.epochs)
-    keeper.report(epoch, keeper.steps_per_epoch, sums, metrics)
+    keeper.save(optimizer, epoch + 1, 0, {}, finished=epoch + 1 == keeper.part.epochs.stop)
+    keeper.report(epoch, keeper.part.steps_per_epoch, sums, metrics)
 
 
 class LossSums:

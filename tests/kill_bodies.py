@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
+import pickle
+import random
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from cluster import checkpoints, strategy
 from cluster.launch import Group, Worker, launch
-from pipelines.data.config import Digits
+from compression import cost
 from pipelines.execute import Work, execute
-from pipelines.experiment import Experiment, Placement, Training
-from pipelines.optimizers import SGD, Cosine
-from pipelines.recipes import Choices
+from pipelines.experiment import Experiment, Placement
+from pipelines.folder import RunFolder
 
-prospr_file = importlib.import_module("compression.criteria.prospr")
+SEED = int(os.environ.get("ORCHARD_KILL_SEED", random.randrange(10**6)))
+"""Of the draws; set the variable to draw the same again."""
 
-METHODS = {
-    "dense": Choices("dense", "cross_entropy"),
-    "early_pruning, CS-KD": Choices("early_pruning", "cs_kd"),
-    "early_pruning, PS-KD": Choices("early_pruning", "ps_kd"),
-    "early_pruning, DLB": Choices("early_pruning", "dlb"),
-    "EPSD, CS-KD": Choices("epsd", "cs_kd"),
+POINTS = {
+    "stage": (cost, "count_flops"),
+    "train": (strategy.Single, "step"),
+    "checkpoint": (checkpoints.CheckpointStore, "_put"),
 }
-EPOCHS, STEPS_PER_EPOCH = 3, 5
-
-
-def small(name: str) -> Experiment:
-    """Three epochs of five steps on the digits."""
-    training = Training(epochs=EPOCHS, batch_size=256, optimizer=SGD(lr=0.05), schedule=Cosine())
-    return Experiment(METHODS[name].compress(0.9), "resnet20", Digits(), training, seed=3)
-
-
-def work_in(storage: Path, experiment: Experiment) -> Work:
-    return Work(experiment, Placement(checkpoint_steps=2, storage=str(storage)), storage, {"recipe": "test"})
+"""Where a run can be killed: as a stage has its result (or a step's cost is counted) and nothing is stored yet, before
+an optimiser's step, and with a checkpoint that is written and has not got its name yet."""
 
 
 @dataclass(frozen=True)
@@ -48,60 +39,90 @@ class Kill:
     """SIGKILL to `victim` ("worker": this process, or "driver") as worker `rank` comes to a point for the nth time.
 
     The killer then waits `linger` seconds: the kernel ends a local worker with its driver, one of Ray's may live on.
-
-    point: "score" (a loss of the criterion), "train" (an optimiser step) or "checkpoint" (one that is written but has
-    not got its name yet).
     """
 
     point: str
     nth: int
-    rank: int
-    victim: str
+    rank: int = 0
+    victim: str = "worker"
+    driver: int = 0
+    """its process"""
     linger: float = 60
 
 
-def execute_and_die(item: tuple[Work, Kill | None, int], worker: Worker) -> Any:
-    """`execute`, armed with a kill."""
-    work, kill, driver = item
-    if kill is not None and kill.rank == worker.rank:
-        arm(kill, driver)
-    return execute(work, worker)
+def work_in(storage: Path, experiment: Experiment, keep: int = 2) -> Work:
+    """`experiment`, with a checkpoint after every other step."""
+    placement = Placement(checkpoint_steps=2, keep=keep, storage=str(storage))
+    return Work(experiment, placement, storage, {"recipe": "test"})
 
 
-def arm(kill: Kill, driver: int) -> None:
-    owner, name = {
-        "score": (prospr_file, "total_loss"),
-        "train": (strategy.Single, "step"),
-        "checkpoint": (checkpoints.CheckpointStore, "_put"),
-    }[kill.point]
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == kill.nth:
-            os.kill(driver if kill.victim == "driver" else os.getpid(), signal.SIGKILL)
-            time.sleep(kill.linger)
-        return original(*arguments, **named)
-
-    setattr(owner, name, counted)
+def execute_and_die(item: tuple[Work, Kill | None], worker: Worker) -> dict[str, int]:
+    """`execute`, armed with a kill; how often this worker came to each point, its teachers' trainings included."""
+    work, kill = item
+    # One latency of three: these tests run many networks.
+    with armed(kill, worker.rank) as counts, mock.patch("pipelines.costs.LATENCY_BATCHES", (1,)):
+        execute(work, worker)
+    return counts
 
 
-def main(text: str) -> None:
-    """A driver of its own: storage, method, group and kill as JSON."""
-    asked = json.loads(text)
-    work = work_in(Path(asked["storage"]), small(asked["method"]))
-    [outcome] = launch(
-        execute_and_die, [(work, Kill(**asked["kill"]), os.getpid())], Group(**asked["group"]), lambda *_: None
-    )
+@contextmanager
+def armed(kill: Kill | None, rank: int) -> Iterator[dict[str, int]]:
+    """Counts how often this process comes to each point, and kills if it is to."""
+    counts = dict.fromkeys(POINTS, 0)
+
+    def counted(point: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            counts[point] += 1
+            result = original(*arguments, **named) if point == "stage" else None
+            if kill is not None and (kill.point, kill.nth, kill.rank) == (point, counts[point], rank):
+                os.kill(kill.driver if kill.victim == "driver" else os.getpid(), signal.SIGKILL)
+                time.sleep(kill.linger)
+            return result if point == "stage" else original(*arguments, **named)
+
+        return call
+
+    with ExitStack() as patches:
+        for point, (owner, name) in POINTS.items():
+            patches.enter_context(mock.patch.object(owner, name, counted(point, getattr(owner, name))))
+        yield counts
+
+
+def draw_kill(draw: random.Random, counts: dict[str, int], rank: int = 0, victim: str = "worker") -> Kill:
+    """Anywhere in a run that comes so often to each point; only the first worker comes to all of them."""
+    point = draw.choice([point for point, count in counts.items() if count and (rank == 0 or point == "train")])
+    return Kill(point, draw.randint(1, counts[point]), rank, victim)
+
+
+def main(path: str) -> None:
+    """A driver of its own, by what `command` has written."""
+    work, kill, group = pickle.loads(Path(path).read_bytes())
+    [outcome] = launch(execute_and_die, [(work, replace(kill, driver=os.getpid()))], group, lambda *_: None)
     print(outcome.error or "finished")
 
 
-def command(storage: Path, method: str, group: Group, kill: Kill) -> list[str]:
+def command(work: Work, kill: Kill, group: Group) -> list[str]:
     """The command line of `main`."""
-    asked = {"storage": str(storage), "method": method, "group": asdict(group), "kill": asdict(kill)}
-    return [sys.executable, "-m", "tests.kill_bodies", json.dumps(asked)]
+    asked = work.storage / "asked.pickle"
+    asked.write_bytes(pickle.dumps((work, kill, group)))
+    return [sys.executable, "-m", "tests.kill_bodies", str(asked)]
+
+
+def same_run(run: RunFolder, expected: RunFolder) -> None:
+    """Equal artefacts, byte for byte, and each number in both histories, once and equal; but for what was measured."""
+
+    def numbers(folder: RunFolder) -> dict[tuple[str, int], float]:
+        history = [r for r in folder.read_history() if not any(part in r["key"] for part in MEASURED)]
+        found = {(r["key"], r["step"]): r["value"] for r in history}
+        assert len(found) == len(history)
+        return found
+
+    for name in ("model.safetensors", "arch.json"):
+        assert (run.path / name).read_bytes() == (expected.path / name).read_bytes()
+    assert numbers(run) == numbers(expected)
+
+
+MEASURED = ("seconds", "per_second", "bytes")
+"""In the keys of numbers that are another in every run."""
 
 
 if __name__ == "__main__":

@@ -6,21 +6,28 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
+from cluster import strategy
 from cluster.checkpoints import open_storage, write_json
 from cluster.launch import Group, launch
 from compression import artifact
-from compression.methods import EPSD, Dense, EarlyPruning
-from compression.objectives import CrossEntropyConfig, DLBConfig, PSKDConfig
-from pipelines.data.config import CIFAR10
+from compression.batch import Batch
+from compression.methods import EPSD, METHODS, Dense, EarlyPruning
+from compression.objectives import CrossEntropy, CrossEntropyConfig, DLBConfig, PSKDConfig
+from compression.session import Session
+from pipelines.data.config import CIFAR10, Digits
+from pipelines.data.loader import open_loader
 from pipelines.driver import run_experiments
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement, Training
@@ -154,6 +161,182 @@ def test_other_precisions_train(precision, tmp_path: Path):
     assert next(model.parameters()).dtype == dtype
 
 
+def test_frozen_batchnorm_keeps_its_statistics_and_learns_the_rest(tmp_path: Path):
+    assert "freeze_batchnorm" not in canonical(Training())  # runs from before it keep their identity
+    for frozen in (False, True):
+        experiment = Experiment(Dense(), training=dataclasses.replace(BRIEF, freeze_batchnorm=frozen), data=FEW_DIGITS)
+        [outcome] = run_here(open_storage(tmp_path), experiment)
+        assert outcome.error is None, outcome.traceback
+        layers = [
+            module
+            for module in artifact.load(RunFolder(tmp_path, experiment.identity).path).modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ]
+        assert len(layers) == 19
+        for layer in layers:
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            assert bool((layer.running_mean == 0).all()) is frozen
+            assert bool((layer.running_var == 1).all()) is frozen
+            assert layer.num_batches_tracked == (0 if frozen else BRIEF.epochs * BRIEF_STEPS)
+            assert (layer.weight != 1).any()
+            assert (layer.bias != 0).any()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A method that a test writes."""
+
+    objective: Any = field(default_factory=CrossEntropyConfig)
+    label = "probe"
+
+
+BRIEF = Training(epochs=3, batch_size=64, optimizer=SGD(lr=0.01), schedule=Cosine())
+FEW_DIGITS = Digits(val_fraction=0.8)
+BRIEF_STEPS = 4
+"""In an epoch."""
+
+
+@dataclass
+class Probed:
+    """What a method of a test's own has done: its run, and (learning rate, weight decay) of each group at each step."""
+
+    folder: RunFolder
+    steps: list[list[tuple[float, float]]]
+
+    @property
+    def rates(self) -> list[float]:
+        return [rate for [(rate, _)] in self.steps]
+
+    def recorded(self, key: str) -> dict[int, float]:
+        return {r["step"]: r["value"] for r in self.folder.read_history() if r["key"] == key}
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Session], nn.Module]], Probed]:
+    """Runs a function of the session as a method."""
+    steps: list[list[tuple[float, float]]] = []
+    step = strategy.Single.step
+
+    def seen(self: strategy.Single, optimizer: torch.optim.Optimizer) -> None:
+        steps.append([(group["lr"], group["weight_decay"]) for group in optimizer.param_groups])
+        step(self, optimizer)
+
+    monkeypatch.setattr(strategy.Single, "step", seen)
+    monkeypatch.setattr("pipelines.costs.LATENCY_BATCHES", (1,))
+
+    def run(method: Callable[[Session], nn.Module]) -> Probed:
+        monkeypatch.setitem(METHODS, Probe, lambda session, config: method(session))
+        config: Any = Probe()
+        experiment = Experiment(config, data=FEW_DIGITS, training=BRIEF)
+        [outcome] = run_here(open_storage(tmp_path), experiment)
+        assert outcome.error is None, outcome.traceback
+        return Probed(RunFolder(tmp_path, experiment.identity), steps)
+
+    return run
+
+
+def rates(training: Training) -> list[float]:
+    steps = training.epochs * BRIEF_STEPS
+    return [training.optimizer.lr * factor_at(step, steps, 0, training.schedule) for step in range(steps)]
+
+
+def test_a_stage_may_have_a_schedule_of_its_own(probe):
+    other = Training(epochs=2, batch_size=64, optimizer=SGD(lr=0.02), schedule=MultiStep((0.5,)))
+
+    def method(session: Session) -> nn.Module:
+        model = session.train("first", session.model(), CrossEntropy(), schedule=other)
+        return session.train("second", model, CrossEntropy())
+
+    done = probe(method)
+    assert done.rates == pytest.approx([0.02] * 4 + [0.002] * 4 + rates(BRIEF))
+    # The epochs of the run are counted over its stages.
+    assert sorted(done.recorded("train/loss")) == sorted(done.recorded("val/accuracy")) == [1, 2, 3, 4, 5]
+    assert done.recorded("cost/second_flops")[0] == pytest.approx(done.recorded("cost/first_flops")[0] * 3 / 2)
+    assert done.recorded("cost/own_dense_epochs")[0] == pytest.approx(5)
+
+
+class Told(CrossEntropy):
+    """Remembers what it was told of epochs, and each batch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, int]] = []
+        self.labels: list[torch.Tensor] = []
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        self.epochs.append((epoch, num_epochs))
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        self.labels.append(batch.labels)
+        return super().__call__(model, batch)
+
+
+def test_a_stage_may_train_a_part_of_the_schedule(probe):
+    told = Told()
+
+    def method(session: Session) -> nn.Module:
+        model = session.train("first", session.model(), told, epochs=range(1))
+        return session.train("rest", model, told, epochs=range(1, 3))
+
+    done = probe(method)
+    assert done.rates == pytest.approx(rates(BRIEF))
+    assert told.epochs == [(0, 3), (1, 3), (2, 3)]
+    assert sorted(done.recorded("train/loss")) == [1, 2, 3]
+    loader = open_loader(FEW_DIGITS, 0, "cpu")
+    expected = [*loader.epoch("first", 0, 64, frozenset()), *loader.epoch("rest", 1, 64, frozenset())]
+    assert all(torch.equal(labels, batch.labels) for labels, batch in zip(told.labels, expected, strict=False))
+    assert done.recorded("cost/rest_flops")[0] == pytest.approx(2 * done.recorded("cost/first_flops")[0])
+
+
+def test_a_part_without_epochs_leaves_everything_as_it_is(probe):
+    def method(session: Session) -> nn.Module:
+        model = session.model()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model = session.train("none", model, CrossEntropy(), epochs=range(0))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        return session.train("train", model, CrossEntropy(), epochs=range(1))
+
+    done = probe(method)
+    assert len(done.steps) == BRIEF_STEPS
+    assert {path.name for path in done.folder.stage("none").parent.iterdir()} == {"train"}
+    assert sorted(done.recorded("train/loss")) == [1]
+
+
+def test_parameter_groups_have_their_own_learning_rate_and_weight_decay(probe):
+    found = {}
+
+    def method(session: Session) -> nn.Module:
+        model = session.model()
+        found["before"] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        layers = [list(model.get_submodule(name).parameters()) for name in ("fc", "conv1")]
+        own = {id(parameter) for layer in layers for parameter in layer}
+        groups = [
+            {"params": [parameter for parameter in model.parameters() if id(parameter) not in own]},
+            {"params": layers[0], "lr_scale": 3.0, "weight_decay": 0.0},
+            {"params": layers[1], "lr_scale": 0.0},
+        ]
+        found["model"] = session.train("train", model, CrossEntropy(), param_groups=groups)
+        return found["model"]
+
+    done = probe(method)
+    assert [step[0] for step in done.steps] == [(pytest.approx(rate), 5e-4) for rate in rates(BRIEF)]
+    assert [step[1] for step in done.steps] == [(pytest.approx(3 * rate), 0.0) for rate in rates(BRIEF)]
+    assert [step[2] for step in done.steps] == [(0.0, 5e-4)] * len(done.steps)
+    for name, parameter in found["model"].named_parameters():
+        assert torch.equal(parameter, found["before"][name]) is name.startswith("conv1.")
+
+
+def test_a_stage_cannot_train_in_another_precision_than_its_network(probe):
+    exact = dataclasses.replace(BRIEF, precision="float64")
+
+    def method(session: Session) -> nn.Module:
+        with pytest.raises(ValueError, match=r"stage train is to train in float64, .* torch.float32"):
+            session.train("train", session.model(), CrossEntropy(), schedule=exact)
+        return session.model()
+
+    assert probe(method).steps == []
+
+
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path):
     storage = open_storage(tmp_path)
     wild = Experiment(Dense(), training=dataclasses.replace(SHORT, optimizer=SGD(lr=1e30)))
@@ -220,6 +403,7 @@ def test_runs_are_tracked_whole_and_only_once(tmp_path: Path):
     assert histories(client, run.info.run_id) == pytest.approx(recorded(folder))
     keys = {key for key, _ in recorded(folder)}
     assert keys >= {"train/loss", "train/ps_kd", "val/accuracy", "test/accuracy", "cost/macs", "cost/train_seconds"}
+    assert keys >= {f"cost/latency_seconds_batch_{size}" for size in (1, 8, 64)}
     assert run.data.params["method.sparsity"] == "0.9"
     assert run.data.params["training.optimizer.lr"] == "0.05"
     tags = run.data.tags

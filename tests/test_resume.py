@@ -1,161 +1,144 @@
-"""A run killed at any point and started again ends with the same weights, bit for bit."""
+"""Runs of one worker and of two, killed with their driver or without it, go on where they were, or say why not.
+
+That every method and objective does so is tried in test_methods, with one worker.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
-from cluster.checkpoints import Lock, open_storage, read_json
+from cluster import strategy
+from cluster.checkpoints import Lock, open_storage
 from cluster.launch import Group, launch
-from compression import artifact
-from compression.allocation import global_topk
+from compression.methods import Dense, IterativeMagnitude
+from compression.objectives import DLBConfig, ObjectiveConfig, PSKDConfig
 from pipelines.execute import execute
+from pipelines.experiment import Experiment
 from pipelines.folder import RunFolder
-from tests.kill_bodies import EPOCHS, METHODS, Kill, command, execute_and_die, small, work_in
+from tests import enrolled
+from tests.kill_bodies import SEED, Kill, command, draw_kill, execute_and_die, same_run, work_in
 
-SEED = int(os.environ.get("ORCHARD_KILL_SEED", random.randrange(10**6)))
-"""Of the draws; set the variable to draw the same again."""
+DRAW = random.Random(f"{SEED} resume")
+
+METHODS = {
+    name: config for name, config in enrolled.methods().items() if not isinstance(config, enrolled.TRAINS_NOTHING)
+}
+
+REMEMBERING = {"PS-KD": Dense(PSKDConfig()), "DLB": Dense(DLBConfig())}
+"""One memory that is the same on every worker, and one that is each worker's own."""
+
+ONE = DRAW.choice(sorted(METHODS))
+OTHER = DRAW.choice(sorted(METHODS))
 
 
 def ignore(*_: object) -> None:
     return None
 
 
-def folder_of(storage: Path, method: str) -> RunFolder:
-    return RunFolder(storage, small(method).identity)
+def run_here(storage: Path, experiment: Experiment) -> RunFolder:
+    [outcome] = launch(execute, [work_in(storage, experiment)], Group(storage=str(storage)), ignore)
+    assert outcome.error is None, outcome.traceback
+    return RunFolder(storage, experiment.identity)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=lambda workers: f"{workers} workers")
-def workers(request) -> int:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def undisturbed(workers: int, tmp_path_factory) -> Path:
-    """One run of each method without a kill, all by one worker group."""
-    storage = open_storage(tmp_path_factory.mktemp(f"undisturbed{workers}"))
+def kill_worker(storage: Path, experiment: Experiment, workers: int, kill: Kill) -> None:
     group = Group(storage=str(storage), workers=workers)
-    outcomes = launch(execute, [work_in(storage, small(method)) for method in METHODS], group, ignore)
-    assert [outcome.error for outcome in outcomes] == [None] * len(METHODS)
-    return storage
-
-
-def draw_kill(draw: random.Random, method: str, workers: int, victim: str, first: bool) -> Kill:
-    """Anywhere in the first half of a run that begins, or soon after one that goes on."""
-    points = ["train", "checkpoint", *(["score"] if first and method != "dense" else [])]
-    point = draw.choice(points)
-    last = {"train": 7 if first else 4, "checkpoint": 3 if first else 2, "score": 4}[point]
-    return Kill(point, draw.randint(1, last), draw.randrange(workers) if point == "train" else 0, victim)
-
-
-@pytest.fixture(scope="module")
-def killed(workers: int, tmp_path_factory) -> Path:
-    """Every method killed and then finished: with one worker a worker first and then the driver, with two either."""
-    storage = open_storage(tmp_path_factory.mktemp(f"killed{workers}"))
-    draw = random.Random(f"{SEED} {workers}")
-    turn = draw.randrange(2)
-    for number, method in enumerate(METHODS):
-        victims = ["worker", "driver"] if workers == 1 else [["worker", "driver"][(number + turn) % 2]]
-        for victim in victims:
-            kill = draw_kill(draw, method, workers, victim, first=victim == victims[0])
-            print(f"ORCHARD_KILL_SEED={SEED}: {method!r} with {workers} workers: {kill}")
-            (kill_worker if victim == "worker" else kill_driver)(storage, method, workers, kill)
-            assert folder_of(storage, method).read_result() is None
-    group = Group(storage=str(storage), workers=0 if workers == 1 else workers)
-    outcomes = launch(execute, [work_in(storage, small(method)) for method in METHODS], group, ignore)
-    assert [outcome.error for outcome in outcomes] == [None] * len(METHODS)
-    return storage
-
-
-def kill_worker(storage: Path, method: str, workers: int, kill: Kill) -> None:
-    item = (work_in(storage, small(method)), kill, os.getpid())
-    [outcome] = launch(execute_and_die, [item], Group(storage=str(storage), workers=workers), ignore)
+    [outcome] = launch(execute_and_die, [(work_in(storage, experiment), kill)], group, ignore)
     assert outcome.error is not None
     assert "SIGKILL" in outcome.error
 
 
-def kill_driver(storage: Path, method: str, workers: int, kill: Kill) -> None:
-    group = Group(storage=str(storage), workers=0 if workers == 1 else workers)
-    driver = subprocess.run(command(storage, method, group, kill), capture_output=True, text=True, timeout=180)
+def kill_driver(storage: Path, experiment: Experiment, workers: int, kill: Kill) -> None:
+    kill = dataclasses.replace(kill, victim="driver")
+    line = command(work_in(storage, experiment), kill, Group(storage=str(storage), workers=workers))
+    driver = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert driver.returncode == -9, driver.stdout + driver.stderr
-    with Lock(folder_of(storage, method).lock).acquire(ignore):  # the dead driver's workers have ended with it
+    with Lock(RunFolder(storage, experiment.identity).lock).acquire(ignore):  # its workers have ended with it
         return
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_runs_end_with_the_same_weights(method: str, undisturbed: Path, killed: Path):
-    run, expected = folder_of(killed, method), folder_of(undisturbed, method)
-    assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
-    same_numbers(run, expected)
+def killed_and_resumed_is_undisturbed(folder: Path, workers: int, cases: dict[str, Any]) -> None:
+    """Workers and drivers are killed in turn."""
+    group = Group(storage=str(folder), workers=workers)
+    experiments = {name: enrolled.small(config) for name, config in cases.items()}
+    undisturbed, again = ({name: open_storage(folder / part / name) for name in cases} for part in ("a", "b"))
+    items = [(work_in(undisturbed[name], experiment), None) for name, experiment in experiments.items()]
+    counts = launch(execute_and_die, items, group, ignore)
+    assert [outcome.error for outcome in counts] == [None] * len(cases)
+
+    for number, (name, experiment) in enumerate(experiments.items()):
+        kill = draw_kill(DRAW, counts[number].value, rank=DRAW.randrange(workers))
+        print(f"ORCHARD_KILL_SEED={SEED}: {name} by {workers} workers: {kill}")
+        (kill_worker if number % 2 else kill_driver)(again[name], experiment, workers, kill)
+        assert RunFolder(again[name], experiment.identity).read_result() is None
+
+    items = [(work_in(again[name], experiment), None) for name, experiment in experiments.items()]
+    outcomes = launch(execute_and_die, items, group, ignore)
+    assert [outcome.error for outcome in outcomes] == [None] * len(cases)
+    for name in cases:
+        runs = [path.name for path in (undisturbed[name] / "runs").iterdir()]
+        assert sorted(runs) == sorted(path.name for path in (again[name] / "runs").iterdir())
+        for identity in runs:
+            same_run(RunFolder(again[name], identity), RunFolder(undisturbed[name], identity))
 
 
-def same_numbers(run: RunFolder, expected: RunFolder) -> None:
-    """Every number but times is in both histories, once."""
-
-    def numbers(folder: RunFolder) -> dict[tuple[str, int], float]:
-        history = [r for r in folder.read_history() if "seconds" not in r["key"] and "per_second" not in r["key"]]
-        found = {(r["key"], r["step"]): r["value"] for r in history}
-        assert len(found) == len(history)
-        return found
-
-    assert numbers(run) == pytest.approx(numbers(expected), rel=1e-12)
-    assert ("train/loss", EPOCHS) in numbers(run)
+def test_two_workers_that_are_killed_end_the_same(tmp_path: Path):
+    killed_and_resumed_is_undisturbed(tmp_path, 2, {OTHER: METHODS[OTHER], **REMEMBERING})
 
 
-def test_a_finished_run_is_read_back(undisturbed: Path, workers: int):
-    run = folder_of(undisturbed, "dense")
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "lock"}
-    group = Group(storage=str(undisturbed), workers=0 if workers == 1 else workers)
-    [outcome] = launch(execute, [work_in(undisturbed, small("dense"))], group, ignore)
-    assert outcome.value == run.read_result()
-    assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "lock"}
+def test_one_worker_whose_driver_is_killed_ends_the_same(tmp_path: Path):
+    killed_and_resumed_is_undisturbed(tmp_path, 1, {ONE: METHODS[ONE]})
 
 
-def test_pruned_weights_are_zero_in_checkpoints_and_artefact(undisturbed: Path):
-    for method in METHODS:
-        run = folder_of(undisturbed, method)
-        if method == "dense":
-            continue
-        score = run.stage("score")
-        scores = load_file(score / "result.safetensors")
-        masks = global_topk({name: scores[name] for name in read_json(score / "stage.json")["order"]}, 0.9)
-        states = [
-            load_file(path) for path in sorted([*run.path.rglob("weights.safetensors"), run.path / "model.safetensors"])
-        ]
-        assert len(states) == 3  # two checkpoints are kept, and the artefact
-        for state in states:
-            for name, mask in masks.items():
-                assert not state[name][~mask].any()
-                assert state[name][mask].any()
-        masks.verify(artifact.load(run.path))
+@pytest.mark.parametrize("objective", [PSKDConfig(), DLBConfig()], ids=lambda objective: objective.label)
+def test_no_training_remembers_another(objective: ObjectiveConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that goes on at the first step of a training has forgotten the trainings before it."""
+    method = IterativeMagnitude(rounds=1, rewind_epoch=1, objective=objective)
+    experiment = enrolled.small(method)
+    expected = run_here(open_storage(tmp_path / "undisturbed"), experiment)
+
+    steps, step = 0, strategy.Single.step
+
+    def stopped(*arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5 + 5 + 1:
+            raise RuntimeError("stopped")
+        step(*arguments)
+
+    monkeypatch.setattr(strategy.Single, "step", stopped)
+    storage = open_storage(tmp_path / "stopped")
+    [outcome] = launch(execute, [work_in(storage, experiment)], Group(storage=str(storage)), ignore)
+    assert outcome.error == "RuntimeError: stopped"
+    same_run(run_here(storage, experiment), expected)
 
 
-def test_masks_do_not_depend_on_the_number_of_workers(undisturbed: Path, workers: int, tmp_path_factory):
-    for method in METHODS:
-        score = folder_of(undisturbed, method).stage("score") / "result.safetensors"
-        if method == "dense":
-            assert not score.exists()
-            continue
-        MASKS.setdefault(method, score.read_bytes())
-        assert MASKS[method] == score.read_bytes()
+def test_a_finished_run_is_read_back(tmp_path: Path):
+    storage, experiment = open_storage(tmp_path), enrolled.small(Dense())
+    run = run_here(storage, experiment)
 
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "lock"}
 
-MASKS: dict[str, bytes] = {}
-"""Scores of the first number of workers, for the second to agree with."""
+    before = times()
+    for workers in (0, 2):
+        group = Group(storage=str(storage), workers=workers)
+        [outcome] = launch(execute, [work_in(storage, experiment)], group, ignore)
+        assert outcome.value == run.read_result()
+    assert times() == before
 
 
 def test_another_number_of_workers_only_when_asked_for(tmp_path: Path):
-    storage, method = open_storage(tmp_path), "early_pruning, DLB"
-    kill_worker(storage, method, 1, Kill("train", 4, 0, "worker"))
-    work, two = work_in(storage, small(method)), Group(storage=str(storage), workers=2)
-    store = folder_of(storage, method).checkpoints("train")
-    latest = store.latest()
+    storage, experiment = open_storage(tmp_path), enrolled.small(Dense(DLBConfig()))
+    kill_worker(storage, experiment, 1, Kill("train", 4))
+    work, two = work_in(storage, experiment), Group(storage=str(storage), workers=2)
+    latest = RunFolder(storage, experiment.identity).checkpoints("train").latest()
     assert latest is not None
     assert latest.step == 2
 

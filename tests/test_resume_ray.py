@@ -12,15 +12,20 @@ from mlflow import MlflowClient
 
 from cluster.checkpoints import open_storage
 from cluster.launch import Group, launch
+from compression.methods import EPSD, Dense, PruneThenDistill
 from pipelines.driver import run_experiments
 from pipelines.execute import execute
 from pipelines.experiment import Placement
 from pipelines.folder import RunFolder
-from tests.kill_bodies import Kill, command, execute_and_die, small, work_in
-from tests.test_resume import ignore, same_numbers
+from tests.enrolled import small
+from tests.kill_bodies import Kill, command, execute_and_die, same_run, work_in
 
 pytestmark = pytest.mark.ray
-METHOD = "EPSD, CS-KD"
+EXPERIMENT = small(EPSD())
+
+
+def ignore(*_: object) -> None:
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +43,34 @@ def ray_cluster():
 def expected(tmp_path_factory) -> RunFolder:
     """The undisturbed run, by two local workers."""
     storage = open_storage(tmp_path_factory.mktemp("undisturbed"))
-    [outcome] = launch(execute, [work_in(storage, small(METHOD))], Group(storage=str(storage), workers=2), ignore)
+    [outcome] = launch(execute, [work_in(storage, EXPERIMENT)], Group(storage=str(storage), workers=2), ignore)
     assert outcome.error is None
-    return RunFolder(storage, small(METHOD).identity)
+    return RunFolder(storage, EXPERIMENT.identity)
 
 
 def test_killed_worker_and_driver_on_ray(ray_cluster: str, expected: RunFolder, tmp_path: Path):
     storage = open_storage(tmp_path)
     group = Group(storage=str(storage), launcher="ray", workers=2)
-    work = work_in(storage, small(METHOD))
-    run = RunFolder(storage, small(METHOD).identity)
+    work = work_in(storage, EXPERIMENT)
+    run = RunFolder(storage, EXPERIMENT.identity)
 
-    [outcome] = launch(execute_and_die, [(work, Kill("train", 4, 1, "worker"), 0)], group, ignore)
+    [outcome] = launch(execute_and_die, [(work, Kill("train", 4, rank=1))], group, ignore)
     assert outcome.error is not None
     assert "start the same command again" in outcome.error
     assert run.read_result() is None
 
-    kill = Kill("train", 5, 0, "driver", linger=0)
+    kill = Kill("train", 5, victim="driver", linger=0)
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster}
-    driver = subprocess.run(
-        command(storage, METHOD, group, kill), capture_output=True, text=True, timeout=180, env=environment
-    )
+    driver = subprocess.run(command(work, kill, group), capture_output=True, text=True, timeout=180, env=environment)
     assert driver.returncode == -9, driver.stdout + driver.stderr
 
     # Orphaned workers may be finishing it, or be gone: the next start waits for the lock and takes what is there.
     placement = Placement(
         launcher="ray", workers=2, checkpoint_steps=2, storage=str(storage), tracking_uri=f"sqlite:///{storage}/ml.db"
     )
-    [ended] = run_experiments([small(METHOD)], placement, "suite", "recipe")
+    [ended] = run_experiments([EXPERIMENT], placement, "suite", "recipe")
     assert ended.error is None, ended.error
-    assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
-    same_numbers(run, expected)
+    same_run(run, expected)
     client = MlflowClient(f"sqlite:///{storage}/ml.db")
     found = {
         (metric.key, metric.step): metric.value
@@ -79,11 +81,11 @@ def test_killed_worker_and_driver_on_ray(ray_cluster: str, expected: RunFolder, 
 
 
 def test_workers_side_by_side_on_ray(ray_cluster: str, tmp_path: Path):
-    """Single-process experiments share a group without being one another's peers."""
+    """Single-process experiments share a group, and here a teacher, without being one another's peers."""
     storage = open_storage(tmp_path)
-    methods = ["early_pruning, PS-KD", "dense"]
+    experiments = [small(PruneThenDistill(rounds=1)), small(Dense())]  # the second is a teacher of the first
     started = time.monotonic()
     group = Group(storage=str(storage), launcher="ray", workers=1, parallel=2)
-    outcomes = launch(execute, [work_in(storage, small(method)) for method in methods], group, ignore)
+    outcomes = launch(execute, [work_in(storage, experiment) for experiment in experiments], group, ignore)
     assert [outcome.error for outcome in outcomes] == [None, None], time.monotonic() - started
     assert {outcome.value["placement"]["workers"] for outcome in outcomes} == {1}

@@ -231,6 +231,7 @@ def test_it_runs_where_the_machinery_is_not_installed():
     assert "label_smoothing" in done.stdout
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("variants", "batch_size", "repetitions"),
     # A masked step adds the same to any batch, so it needs one of a training's size; the others add forwards.

@@ -15,15 +15,20 @@ from compression.objectives.base import Objective
 
 
 @contextlib.contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into train mode and give each its own mode back."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put every module into train or eval mode and give each its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
+    model.train(training)
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def training_mode(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put every module into train mode and give each its own mode back."""
+    return in_mode(model, training=True)
 
 
 def detached_buffers(model: nn.Module) -> dict[str, Tensor]:

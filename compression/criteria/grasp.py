@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.functional import check_batches, detached_buffers, scoring_copy, total_loss, training_mode
+from compression.config import added
+from compression.criteria.chunks import ChunkedLoss, check_chunk_size
+from compression.criteria.functional import check_batches, detached_buffers, training_mode
+from compression.criteria.rounds import Criterion
+from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable
 from compression.objectives.base import Objective, check_positive
 
@@ -27,38 +32,38 @@ class _Tempered(nn.Module):
 
 
 def grasp(
-    model: nn.Module, batches: Sequence[Batch], objective: Objective, temperature: float = 200.0
+    model: nn.Module,
+    batches: Sequence[Batch],
+    objective: Objective,
+    temperature: float = 200.0,
+    chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
     """+w * (H g): to first order, half of what removing a weight takes from the gradient's squared norm.
 
     batches: the parts (in the paper two halves of the data), each with a forward and BatchNorm statistics of its own.
     g is the sum of their gradients, a constant; H the sum of their Hessians; both over prunable weights alone. The
     authors' code stores the negative and removes the highest: the same order.
+    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole part.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
     """
     check_batches(batches)
     check_positive(temperature=temperature)
     tempered = _Tempered(model, temperature)
     weights = {f"model.{name}": weight.detach().requires_grad_() for name, weight in prunable(model).items()}
-    others = {name: p.detach() for name, p in tempered.named_parameters() if name not in weights}
-    buffers = detached_buffers(tempered)
-
-    def gradients(part: Batch, scoring: Objective, create_graph: bool) -> list[Tensor]:
-        loss = total_loss(tempered, {**others, **weights}, buffers, scoring, part)
-        found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, materialize_grads=True)
-        return list(found)
-
-    with training_mode(model), torch.enable_grad():
+    parameters = {**{name: p.detach() for name, p in tempered.named_parameters()}, **weights}
+    inputs, buffers = list(weights.values()), detached_buffers(tempered)
+    with training_mode(model), torch.enable_grad(), CheapSecondOrder():
         # Two passes: the second multiplies by the whole gradient, which is known only after the first.
-        first, second = scoring_copy(objective), scoring_copy(objective)
-        parts = [gradients(part, first, create_graph=False) for part in batches]
-        total = [torch.stack(grads).sum(dim=0) for grads in zip(*parts, strict=True)]
-        products = [torch.zeros_like(weight) for weight in weights.values()]
+        first, second = ChunkedLoss(objective, chunk_size), ChunkedLoss(objective, chunk_size)
+        parts = [first.gradients(tempered, parameters, buffers, part, inputs) for part in batches]
+        total = [torch.stack(gradients).sum(dim=0) for gradients in zip(*parts, strict=True)]
+        products = [torch.zeros_like(weight) for weight in inputs]
         for part in batches:
-            with_graph = gradients(part, second, create_graph=True)
-            inner = torch.stack([(g * t).sum() for g, t in zip(with_graph, total, strict=True)]).sum()
-            found = torch.autograd.grad(inner, list(weights.values()), materialize_grads=True)
-            products = [p + f for p, f in zip(products, found, strict=True)]
+            for loss in second.parts(tempered, parameters, buffers, part):
+                with_graph = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
+                inner = torch.stack([(g * t).sum() for g, t in zip(with_graph, total, strict=True)]).sum()
+                found = torch.autograd.grad(inner, inputs, materialize_grads=True)
+                products = [p + f for p, f in zip(products, found, strict=True)]
     return {
         name.removeprefix("model."): weight.detach() * product
         for (name, weight), product in zip(weights.items(), products, strict=True)
@@ -73,14 +78,19 @@ class GraSPConfig:
     """parts over which gradient and Hessian are summed"""
     temperature: float = 200.0
     """divides the logits"""
+    chunk_size: int | None = added(None)
+    """images scored at once, for less memory; None: a whole part"""
 
     label = "GraSP"
+    rounds = 1
 
     def __post_init__(self) -> None:
         check_positive(batches=self.batches, temperature=self.temperature)
+        check_chunk_size(self.chunk_size)
 
     def num_batches(self, objective: Objective) -> int:
         return self.batches
 
-    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
-        return grasp(model, batches, objective, self.temperature)
+    @property
+    def score(self) -> Criterion:
+        return functools.partial(grasp, temperature=self.temperature, chunk_size=self.chunk_size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
+from compression.criteria.rounds import Criterion
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
@@ -25,9 +26,11 @@ class MagnitudeConfig:
     """Absolute value of the weight; at initialisation a baseline without any data."""
 
     label = "magnitude"
+    rounds = 1
 
     def num_batches(self, objective: Objective) -> int:
         return 0
 
-    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
-        return magnitude(model)
+    @property
+    def score(self) -> Criterion:
+        return magnitude

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
+from compression.config import added
+from compression.criteria.chunks import ChunkedLoss, check_chunk_size
 from compression.criteria.functional import check_batches, detached_buffers, scoring_copy, total_loss, training_mode
+from compression.criteria.memory import check_memory
+from compression.criteria.rounds import Criterion
+from compression.criteria.second_order import CheapSecondOrder, fast_images, fast_layout
 from compression.masks import prunable
 from compression.objectives.base import Objective, check_positive
 
@@ -21,6 +27,7 @@ def prospr(
     steps: int = 3,
     lr: float = 0.1,
     first_order: bool = False,
+    chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
     """|dL(theta_steps) / dc| at c = 1, where theta_0 = c * w and theta_{k+1} = theta_k - lr * grad L(theta_k).
 
@@ -29,35 +36,67 @@ def prospr(
 
     batches: one, used at every step and for the last loss, or steps + 1, one each.
     first_order: take the inner gradients as constants, so no second derivatives: score = |w * grad L(theta_steps)|.
+    chunk_size: with first_order, images at once (BatchNorm then uses each chunk's statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    ValueError if the full meta-gradient, which holds the graphs of all steps, will not fit into free memory.
     """
-    check_inner(steps, lr)
+    check_inner(steps, lr, first_order, chunk_size)
     check_batches(batches, (1, steps + 1))
-    objective = scoring_copy(objective)
-    weights = prunable(model)
-    mask = {name: torch.ones_like(w, requires_grad=True) for name, w in weights.items()}
+    each = [batches[step % len(batches)] for step in range(steps + 1)]
+    if first_order or steps == 0:
+        return _first_order(model, each, objective, lr, chunk_size)
+    check_memory(model, max(batches, key=len), objective, steps)
+    return _full(model, each, objective, lr)
+
+
+def _full(model: nn.Module, batches: Sequence[Batch], objective: Objective, lr: float) -> dict[str, Tensor]:
+    *inner, last = [fast_images(batch) for batch in batches]
+    objective, buffers = scoring_copy(objective), detached_buffers(model)
+    mask = {name: torch.ones_like(w, requires_grad=True) for name, w in prunable(model).items()}
     start = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    theta: dict[str, Tensor] = {name: mask[name] * p if name in mask else p for name, p in start.items()}
-    buffers = detached_buffers(model)
-
-    with training_mode(model), torch.enable_grad():
-        for step in range(steps):
-            loss = total_loss(model, theta, buffers, objective, batches[step % len(batches)])
-            gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=not first_order, allow_unused=True)
-            theta = {
-                name: p if gradient is None else p - lr * gradient
-                for (name, p), gradient in zip(theta.items(), gradients, strict=True)
-            }
-        loss = total_loss(model, theta, buffers, objective, batches[steps % len(batches)])
+    theta: dict[str, Tensor] = {name: fast_layout(mask[name] * p if name in mask else p) for name, p in start.items()}
+    with training_mode(model), torch.enable_grad(), CheapSecondOrder():
+        for batch in inner:
+            loss = total_loss(model, theta, buffers, objective, batch)
+            gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
+            theta = {name: p - lr * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+        loss = total_loss(model, theta, buffers, objective, last)
         sensitivities = torch.autograd.grad(loss, list(mask.values()), materialize_grads=True)
-    return {name: s.detach().abs() for name, s in zip(mask, sensitivities, strict=True)}
+    return {
+        name: torch.empty_like(c).copy_(s.abs()).detach()
+        for (name, c), s in zip(mask.items(), sensitivities, strict=True)
+    }
 
 
-def check_inner(steps: int, lr: float) -> None:
+def _first_order(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, lr: float, chunk_size: int | None
+) -> dict[str, Tensor]:
+    *inner, last = batches
+    loss, buffers = ChunkedLoss(objective, chunk_size), detached_buffers(model)
+    theta = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    weights = prunable(model)
+    with training_mode(model), torch.enable_grad():
+        for batch in inner:
+            gradients = loss.gradients(model, theta, buffers, batch, list(theta.values()))
+            theta = {
+                name: (p.detach() - lr * g).requires_grad_()
+                for (name, p), g in zip(theta.items(), gradients, strict=True)
+            }
+        gradients = loss.gradients(model, theta, buffers, last, [theta[name] for name in weights])
+    return {name: (w.detach() * g).abs() for (name, w), g in zip(weights.items(), gradients, strict=True)}
+
+
+def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None) -> None:
     """ValueError for inner steps that cannot be."""
     if steps < 0:
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
     check_positive(**{"learning rate of the inner steps": lr})
+    check_chunk_size(chunk_size)
+    if chunk_size is not None and not first_order:
+        raise ValueError(
+            "chunk_size goes with first_order: the full meta-gradient holds whole steps in memory; a smaller "
+            "scoring_batch_size makes it smaller"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,14 +109,20 @@ class ProsPrConfig:
     """learning rate of the inner steps"""
     first_order: bool = False
     """leave out second derivatives: less memory, another score"""
+    chunk_size: int | None = added(None)
+    """with first_order, images scored at once, for less memory; None: a whole batch"""
 
     label = "ProsPr"
+    rounds = 1
 
     def __post_init__(self) -> None:
-        check_inner(self.steps, self.lr)
+        check_inner(self.steps, self.lr, self.first_order, self.chunk_size)
 
     def num_batches(self, objective: Objective) -> int:
         return objective.scoring_batches(self.steps)
 
-    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
-        return prospr(model, batches, objective, self.steps, self.lr, self.first_order)
+    @property
+    def score(self) -> Criterion:
+        return functools.partial(
+            prospr, steps=self.steps, lr=self.lr, first_order=self.first_order, chunk_size=self.chunk_size
+        )

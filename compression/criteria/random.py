@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
+from compression.criteria.rounds import Criterion
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
@@ -36,9 +38,11 @@ class RandomConfig:
     """of the draw; the experiment's own seed does not change it"""
 
     label = "random"
+    rounds = 1
 
     def num_batches(self, objective: Objective) -> int:
         return 0
 
-    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
-        return random(model, seed=self.seed)
+    @property
+    def score(self) -> Criterion:
+        return functools.partial(random, seed=self.seed)

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.functional import check_batches, detached_buffers, scoring_copy, total_loss, training_mode
+from compression.config import added
+from compression.criteria.chunks import check_chunk_size, mean_gradients
+from compression.criteria.rounds import Criterion
 from compression.masks import prunable
-from compression.objectives.base import Objective
+from compression.objectives.base import Objective, check_positive
 
 
-def snip(model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
+def snip(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, chunk_size: int | None = None
+) -> dict[str, Tensor]:
     """|w * g|, g the gradient of the loss averaged over the batches. BatchNorm uses batch statistics.
 
+    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, not normalised (the paper divides by the sum, which leaves
     the ranking alone), higher is kept. The model is left as it was.
     """
-    check_batches(batches)
-    objective = scoring_copy(objective)
-    parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    weights = {name: parameters[name] for name in prunable(model)}
-    buffers = detached_buffers(model)
-    total = [torch.zeros_like(w) for w in weights.values()]
-    with training_mode(model), torch.enable_grad():
-        for batch in batches:
-            loss = total_loss(model, parameters, buffers, objective, batch)
-            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-            total = [t + g for t, g in zip(total, gradients, strict=True)]
-    return {name: (w.detach() * (t / len(batches))).abs() for (name, w), t in zip(weights.items(), total, strict=True)}
+    gradients = mean_gradients(model, batches, objective, chunk_size=chunk_size)
+    return {name: (w.detach() * gradients[name]).abs() for name, w in prunable(model).items()}
 
 
 @dataclass(frozen=True)
@@ -40,15 +35,19 @@ class SNIPConfig:
 
     batches: int = 1
     """how many training batches the gradient is averaged over"""
+    chunk_size: int | None = added(None)
+    """images scored at once, for less memory; None: a whole batch"""
 
     label = "SNIP"
+    rounds = 1
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise ValueError(f"batches must be 1 or more, not {self.batches}")
+        check_positive(batches=self.batches)
+        check_chunk_size(self.chunk_size)
 
     def num_batches(self, objective: Objective) -> int:
         return self.batches
 
-    def score(self, model: nn.Module, batches: Sequence[Batch], objective: Objective) -> dict[str, Tensor]:
-        return snip(model, batches, objective)
+    @property
+    def score(self) -> Criterion:
+        return functools.partial(snip, chunk_size=self.chunk_size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compression.objectives import CrossEntropyConfig, ObjectiveConfig
-from compression.session import Session
+from compression.session import Session, objective_of
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,4 @@ class Dense:
 
 def dense(session: Session, config: Dense) -> nn.Module:
     """Train every weight."""
-    return session.train("train", session.model(), config.objective.objective())
+    return session.train("train", session.model(), objective_of(session, config.objective))

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compression import allocation, criteria
+from compression.config import added
+from compression.criteria.chunks import check_scoring_batch_size
 from compression.criteria.prospr import check_inner
 from compression.objectives import CSKDConfig, ObjectiveConfig
-from compression.session import Session
+from compression.session import Session, objective_of
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,15 @@ class EPSD:
     """leave out second derivatives: less memory, another score"""
     allow_empty: bool = False
     """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+    scoring_batch_size: int | None = added(None)
+    """images in each batch that is scored; None: the training's batch size"""
+    chunk_size: int | None = added(None)
+    """with first_order, images scored at once, for less memory; None: a whole batch"""
 
     def __post_init__(self) -> None:
         allocation.check_sparsity(self.sparsity)
-        check_inner(self.inner_steps, self.inner_lr)
+        check_inner(self.inner_steps, self.inner_lr, self.first_order, self.chunk_size)
+        check_scoring_batch_size(self.scoring_batch_size)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -50,12 +57,12 @@ class EPSD:
 def epsd(session: Session, config: EPSD) -> nn.Module:
     """Score by the self-distillation loss, prune once, train by the same loss."""
     model = session.model()
-    objective = config.distillation.objective()
-    batches = session.batches(objective, objective.scoring_batches(config.inner_steps))
+    objective = objective_of(session, config.distillation)
+    batches = session.batches(objective, objective.scoring_batches(config.inner_steps), config.scoring_batch_size)
     scores = session.stage(
         "score",
         lambda: criteria.prospr(
-            model, batches, objective, config.inner_steps, config.inner_lr, first_order=config.first_order
+            model, batches, objective, config.inner_steps, config.inner_lr, config.first_order, config.chunk_size
         ),
     )
     masks = allocation.global_topk(scores, config.sparsity).check(config.sparsity, allow_empty=config.allow_empty)

@@ -1,5 +1,5 @@
 """Architectures by name."""
 
-from compression.models.registry import MODELS, build
+from compression.models.registry import MODELS, build, check_name
 
-__all__ = ["MODELS", "build"]
+__all__ = ["MODELS", "build", "check_name"]

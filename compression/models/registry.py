@@ -2,31 +2,85 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from compression.choose import choose
-from compression.models import resnet
+from compression.models import hubs, resnet, vgg_cifar
 from compression.models.resnet_cifar import ResNetCIFAR
+from compression.models.vgg_cifar import VGG
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": lambda num_classes, **kw: ResNetCIFAR(20, num_classes, **kw),
     "resnet32": lambda num_classes, **kw: ResNetCIFAR(32, num_classes, **kw),
+    "resnet44": lambda num_classes, **kw: ResNetCIFAR(44, num_classes, **kw),
     "resnet56": lambda num_classes, **kw: ResNetCIFAR(56, num_classes, **kw),
-    "resnet18_small": lambda num_classes: resnet.small_images(18, num_classes),
-    "resnet18": lambda num_classes: resnet.imagenet(18, num_classes),
-    "resnet34": lambda num_classes: resnet.imagenet(34, num_classes),
-    "resnet50": lambda num_classes: resnet.imagenet(50, num_classes),
+    "resnet110": lambda num_classes, **kw: ResNetCIFAR(110, num_classes, **kw),
+    "vgg11": lambda num_classes, **kw: VGG(vgg_cifar.VGG11, num_classes, **kw),
+    "vgg13": lambda num_classes, **kw: VGG(vgg_cifar.VGG13, num_classes, **kw),
+    "vgg16": lambda num_classes, **kw: VGG(vgg_cifar.VGG16, num_classes, **kw),
+    "vgg19": lambda num_classes, **kw: VGG(vgg_cifar.VGG19, num_classes, **kw),
+    "vgg11_mlp": lambda num_classes, **kw: VGG(vgg_cifar.VGG11_MLP, num_classes, **kw),
+    "vgg16_mlp": lambda num_classes, **kw: VGG(vgg_cifar.VGG16_MLP, num_classes, **kw),
+    "vgg11_ptd": lambda num_classes, **kw: VGG(vgg_cifar.VGG11_PTD, num_classes, **kw),
+    "vgg19_ptd": lambda num_classes, **kw: VGG(vgg_cifar.VGG19_PTD, num_classes, **kw),
+    "vgg19_ptd_double": lambda num_classes, **kw: VGG(vgg_cifar.VGG19_PTD_DOUBLE, num_classes, **kw),
+    "vgg16_tiny": lambda num_classes, **kw: VGG(vgg_cifar.VGG16_TINY, num_classes, **kw),
+    "resnet18_small": lambda num_classes, **kw: resnet.small_images(18, num_classes, **kw),
+    "resnet34_small": lambda num_classes, **kw: resnet.small_images(34, num_classes, **kw),
+    "resnet50_small": lambda num_classes, **kw: resnet.small_images(50, num_classes, **kw),
+    "resnet18_small_double": lambda num_classes, **kw: resnet.small_images(
+        18, num_classes, **{"stage_widths": [128, 256, 512, 1024], **kw}
+    ),
+    "resnet18": lambda num_classes, **kw: resnet.imagenet(18, num_classes, **kw),
+    "resnet34": lambda num_classes, **kw: resnet.imagenet(34, num_classes, **kw),
+    "resnet50": lambda num_classes, **kw: resnet.imagenet(50, num_classes, **kw),
+    "mobilenet_v2": hubs.mobilenet_v2,
+    "mobilenet_v2_small": hubs.mobilenet_v2_small,
 }
+
+
+class Hub(NamedTuple):
+    """A library of classifiers: all their names, and the function that builds one."""
+
+    names: Callable[[], list[str]]
+    build: Callable[..., nn.Module]
+
+
+HUBS: dict[str, Hub] = {
+    "timm": Hub(hubs.timm_names, hubs.timm_classifier),
+    "torchvision": Hub(hubs.torchvision_names, hubs.torchvision_classifier),
+}
+"""The part of a name before its slash ("timm/convnext_tiny") -> whose classifiers the rest names."""
+
+
+def check_name(name: str) -> None:
+    """ValueError if no architecture has this name. Builds nothing; imports a hub only where the name is one of its."""
+    prefix, slash, rest = name.partition("/")
+    if not slash:
+        choose("model", name, MODELS)
+        return
+    among = choose("hub of models", prefix, HUBS).names()
+    if rest not in among:
+        near = difflib.get_close_matches(rest, among, n=5, cutoff=0.4)
+        hint = f"the nearest are: {', '.join(f'{prefix}/{one}' for one in near)}" if near else "nothing is like it"
+        raise ValueError(f"{prefix} has no classifier {rest!r}; {hint}")
 
 
 def build(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """The named architecture with random weights (from torch's global generator).
 
-    The model carries its description as `model.arch`: {"name", "num_classes", and the arguments}.
+    The arguments are the architecture's own (`widths`, `stage_widths`, `in_channels`...), plain JSON values. The model
+    carries its description as `model.arch`: {"name", "num_classes", and the arguments}. Errors: ValueError for an
+    unknown name or impossible widths.
     """
-    model = choose("model", name, MODELS)(num_classes, **arguments)
+    check_name(name)
+    prefix, slash, rest = name.partition("/")
+    arguments = json.loads(json.dumps(arguments))
+    model = HUBS[prefix].build(rest, num_classes, **arguments) if slash else MODELS[name](num_classes, **arguments)
     vars(model)["arch"] = {"name": name, "num_classes": num_classes, **arguments}
     return model

@@ -1,21 +1,64 @@
-"""ImageNet's ResNets from torchvision, and the one with a stem for small images."""
+"""ImageNet's ResNets from torchvision, those with a stem for small images, and both with other widths."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import nn
 
+from compression.models.widths import check_widths
 
-def imagenet(depth: int, num_classes: int) -> nn.Module:
-    """torchvision's ResNet of 18, 34 or 50 layers with random weights."""
+STAGE_WIDTHS = (64, 128, 256, 512)
+STEM_WIDTH = 64
+
+
+def imagenet(depth: int, num_classes: int, stage_widths: Sequence[int] | None = None) -> nn.Module:
+    """torchvision's ResNet of 18, 34 or 50 layers with random weights.
+
+    stage_widths: the four stages' channels (a bottleneck block has four times as many at its ends). The stem keeps 64,
+    all blocks of a stage are alike, and a 1x1 projection stands exactly where the shapes at a shortcut's ends differ.
+    """
     from torchvision import models  # takes seconds to import, and the small networks do without
 
-    return getattr(models, f"resnet{depth}")(num_classes=num_classes)
+    model = getattr(models, f"resnet{depth}")(num_classes=num_classes)
+    if stage_widths is not None:
+        widths = check_widths("stage_widths", "stage", stage_widths, len(STAGE_WIDTHS))
+        if widths != list(STAGE_WIDTHS):
+            _change_widths(model, widths, num_classes)
+    return model
 
 
-def small_images(depth: int, num_classes: int) -> nn.Module:
+def small_images(depth: int, num_classes: int, stage_widths: Sequence[int] | None = None) -> nn.Module:
     """The same with a 3x3 stem of stride 1 and no max-pool, as papers use it at 32 and 64 pixels."""
-    model = imagenet(depth, num_classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model: Any = imagenet(depth, num_classes, stage_widths)
+    model.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model
+
+
+def _change_widths(model: Any, widths: Sequence[int], num_classes: int) -> None:
+    """Put stages of `widths` and a classifier that fits in the place of torchvision's."""
+    block = type(model.layer1[0])
+    in_channels = STEM_WIDTH
+    for place, width in enumerate(widths, 1):
+        num_blocks = len(getattr(model, f"layer{place}"))
+        stage = _stage(block, in_channels, width, num_blocks, stride=1 if place == 1 else 2)
+        for module in stage.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        setattr(model, f"layer{place}", stage)
+        in_channels = width * block.expansion
+    model.fc = nn.Linear(in_channels, num_classes)
+
+
+def _stage(block: Any, in_channels: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
+    out_channels = width * block.expansion
+    projection = None
+    if stride != 1 or in_channels != out_channels:
+        projection = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+        )
+    first = block(in_channels, width, stride, projection)
+    return nn.Sequential(first, *(block(out_channels, width) for _ in range(num_blocks - 1)))

@@ -1,4 +1,4 @@
-"""ResNet-20/32/56 for small images (He et al., CVPR 2016, arXiv 1512.03385, section 4.2)."""
+"""ResNet-20 to 110 for small images (He et al., CVPR 2016, arXiv 1512.03385, section 4.2)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from compression.models.widths import check_widths
+
+STAGE_WIDTHS = (16, 32, 64)
 
 
 class ChannelShortcut(nn.Module):
@@ -29,9 +33,13 @@ class ChannelShortcut(nn.Module):
 
     @classmethod
     def padded(cls, in_channels: int, out_channels: int, stride: int) -> ChannelShortcut:
-        """The paper's: all input channels, in the middle of the output's, zeros on both sides."""
-        before = (out_channels - in_channels) // 2
-        return cls(out_channels, stride, range(in_channels), range(before, before + in_channels))
+        """The paper's: all input channels in the middle of the output's, zeros on both sides.
+
+        Where the output has fewer channels, those in the middle of the input.
+        """
+        num = min(in_channels, out_channels)
+        source, target = (in_channels - num) // 2, (out_channels - num) // 2
+        return cls(out_channels, stride, range(source, source + num), range(target, target + num))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride].index_select(1, self.source)
@@ -57,19 +65,25 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCIFAR(nn.Module):
-    """A 3x3 stem and three stages of 16, 32 and 64 channels: (N, in_channels, H, W) -> logits (N, num_classes)."""
+    """A 3x3 stem and three stages of 16, 32 and 64 channels: (N, in_channels, H, W) -> logits (N, num_classes).
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
+    stage_widths: other channels for the three stages. The stem has as many as the first stage, whose shortcut it feeds.
+    """
+
+    def __init__(
+        self, depth: int, num_classes: int, in_channels: int = 3, stage_widths: Sequence[int] = STAGE_WIDTHS
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6 n + 2 (20, 32, 44, 56, 110...), not {depth}")
+        first, second, third = check_widths("stage_widths", "stage", stage_widths, len(STAGE_WIDTHS))
         blocks_per_stage = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.stage1 = self._stage(16, 16, 1, blocks_per_stage)
-        self.stage2 = self._stage(16, 32, 2, blocks_per_stage)
-        self.stage3 = self._stage(32, 64, 2, blocks_per_stage)
-        self.fc = nn.Linear(64, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.stage1 = self._stage(first, first, 1, blocks_per_stage)
+        self.stage2 = self._stage(first, second, 2, blocks_per_stage)
+        self.stage3 = self._stage(second, third, 2, blocks_per_stage)
+        self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)

@@ -64,6 +64,7 @@ def distillation_divergence(teacher_logits: Tensor, student_logits: Tensor, temp
 
     Both logits are (N, K). T^2 keeps the gradient's size independent of the temperature. The teacher is detached.
     """
+    check_same_classes(teacher_logits, student_logits)
     teacher = F.log_softmax(full_precision(teacher_logits).detach() / temperature, dim=1)
     student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -74,3 +75,19 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0, not {value}")
+
+
+def check_share(**values: float) -> None:
+    """ValueError that names each value which does not lie in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], not {value}")
+
+
+def check_same_classes(teacher_logits: Tensor, student_logits: Tensor) -> None:
+    """ValueError unless both are (N, K) of the same N and K: broadcasting would hide it."""
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"the teacher's logits are {tuple(teacher_logits.shape)} and the student's {tuple(student_logits.shape)}: "
+            "take a teacher of the same classes"
+        )

@@ -4,6 +4,12 @@ from pipelines.recipes.cifar import cifar10_epsd, cifar100_epsd, images_epsd
 from pipelines.recipes.digits import digits_epsd
 from pipelines.recipes.imagenet import imagenet_epsd
 from pipelines.recipes.parts import Choices
+from pipelines.recipes.pdd import cifar10_pdd, cifar100_pdd, imagenet_pdd
+from pipelines.recipes.prune_then_distill import (
+    cifar100_prune_then_distill,
+    imagenet_prune_then_distill,
+    tiny_imagenet_prune_then_distill,
+)
 
 RECIPES = {
     "digits_epsd": digits_epsd,
@@ -11,6 +17,26 @@ RECIPES = {
     "cifar100_epsd": cifar100_epsd,
     "images_epsd": images_epsd,
     "imagenet_epsd": imagenet_epsd,
+    "cifar100_prune_then_distill": cifar100_prune_then_distill,
+    "tiny_imagenet_prune_then_distill": tiny_imagenet_prune_then_distill,
+    "imagenet_prune_then_distill": imagenet_prune_then_distill,
+    "cifar10_pdd": cifar10_pdd,
+    "cifar100_pdd": cifar100_pdd,
+    "imagenet_pdd": imagenet_pdd,
 }
 
-__all__ = ["RECIPES", "Choices", "cifar10_epsd", "cifar100_epsd", "digits_epsd", "imagenet_epsd", "images_epsd"]
+__all__ = [
+    "RECIPES",
+    "Choices",
+    "cifar10_epsd",
+    "cifar10_pdd",
+    "cifar100_epsd",
+    "cifar100_pdd",
+    "cifar100_prune_then_distill",
+    "digits_epsd",
+    "imagenet_epsd",
+    "imagenet_pdd",
+    "imagenet_prune_then_distill",
+    "images_epsd",
+    "tiny_imagenet_prune_then_distill",
+]

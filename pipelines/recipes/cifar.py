@@ -50,6 +50,6 @@ def small_images(choices: Choices, data: CIFAR10 | CIFAR100 | Images) -> Experim
     compress, optimizer, schedule = choices.compress(0.95), choices.optimise(SGD(lr=0.1)), MultiStep((0.5, 0.75))
     if choices.smoke:
         training = Training(epochs=2, batch_size=128, optimizer=optimizer, schedule=schedule)
-        return Experiment(compress, "resnet20", Digits(), training)
+        return choices.taught(Experiment(compress, "resnet20", Digits(), training))
     training = Training(epochs=200, batch_size=256, optimizer=optimizer, schedule=schedule)
-    return Experiment(compress, "resnet18_small", data, training)
+    return choices.taught(Experiment(compress, "resnet18_small", data, training))

@@ -20,4 +20,4 @@ def digits_epsd(choices: Choices, scratch: Path) -> Experiment:
     training = Training(
         epochs=2 if choices.smoke else 15, batch_size=128, optimizer=choices.optimise(SGD(lr=0.1)), schedule=Cosine()
     )
-    return Experiment(choices.compress(0.95), "resnet20", Digits(), training)
+    return choices.taught(Experiment(choices.compress(0.95), "resnet20", Digits(), training))

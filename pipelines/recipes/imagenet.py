@@ -29,6 +29,6 @@ def imagenet_epsd(choices: Choices, scratch: Path) -> Experiment:
         root = write_digits_as_imagenet(scratch / "digits-as-imagenet")
         training = Training(epochs=1, batch_size=64, optimizer=optimizer, schedule=schedule)
         data = ImageNet(str(root), name="digits-as-imagenet", image_size=16, resize=20)
-        return Experiment(compress, "resnet20", data, training)
+        return choices.taught(Experiment(compress, "resnet20", data, training))
     training = Training(epochs=90, batch_size=256, optimizer=optimizer, schedule=schedule, precision="bfloat16")
-    return Experiment(compress, "resnet50", ImageNet(), training)
+    return choices.taught(Experiment(compress, "resnet50", ImageNet(), training))

@@ -1,0 +1,62 @@
+"""FORCE: progressive skeletonization (de Jorge et al., ICLR 2021, arXiv 2006.09081)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compression.batch import Batch
+from compression.config import added
+from compression.criteria.chunks import check_chunk_size, mean_gradients
+from compression.criteria.rounds import Criterion, Rounds, in_rounds
+from compression.masks import prunable
+from compression.objectives.base import Objective, check_positive
+
+
+@in_rounds(Rounds(pruned_return=True, num_kept=math.floor))
+def force(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    objective: Objective,
+    masks: Mapping[str, Tensor] | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """One round of |w * g|: w the dense weight, g the gradient of the network that `masks` has pruned.
+
+    g is averaged over the batches, BatchNorm uses batch statistics. A pruned weight has a score too and may come back.
+    The loss is the objective's; the authors' code takes the negative logit for cross-entropy.
+
+    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    """
+    gradients = mean_gradients(model, batches, objective, masks, chunk_size)
+    return {name: (w.detach() * gradients[name]).abs() for name, w in prunable(model).items()}
+
+
+@dataclass(frozen=True)
+class FORCEConfig:
+    """Connection sensitivity in rounds; pruned weights may come back."""
+
+    rounds: int = 10
+    """of scoring and pruning a little more"""
+    batches: int = 1
+    """how many training batches the gradient is averaged over"""
+    chunk_size: int | None = added(None)
+    """images scored at once, for less memory; None: a whole batch"""
+
+    label = "FORCE"
+
+    def __post_init__(self) -> None:
+        check_positive(rounds=self.rounds, batches=self.batches)
+        check_chunk_size(self.chunk_size)
+
+    def num_batches(self, objective: Objective) -> int:
+        return self.batches
+
+    @property
+    def score(self) -> Criterion:
+        return functools.partial(force, chunk_size=self.chunk_size)

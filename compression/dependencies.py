@@ -1,0 +1,217 @@
+"""Dependencies: which of a network's channels can only be removed together, by torch-pruning's dependency graph.
+
+A channel is made by some layers (their outputs), carried by others (BatchNorm, grouped convolutions) and read by the
+next (their inputs). Two that are added or multiplied, say in a residual stream, are one and the same channel here. The
+channels that the same layers make, carry and read form a group (Fang et al., CVPR 2023, arXiv 2301.12900).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compression import operators
+from compression.models.resnet_cifar import ChannelShortcut
+
+Side = Literal["in", "out"]
+At = tuple[str, Side]
+"""A layer and one of its two sides."""
+Layers = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of a layer, as far as a group's channels lie there.
+
+    layer: the module's name. side: its inputs or its outputs (of BatchNorm always "out").
+    indices: for each channel of the group, its places on that side; several behind a flattening or in a grouped
+    convolution.
+    carried: the layer hands each channel on by itself (BatchNorm, grouped convolutions) and keeps its outputs to it.
+    """
+
+    layer: str
+    side: Side
+    indices: tuple[tuple[int, ...], ...]
+    carried: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that the same layers make, carry and read; each can be removed by itself.
+
+    name: the layer that comes first among those that make them (with a "+" if an earlier group has that name).
+    """
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.members[0].indices)
+
+    @property
+    def producers(self) -> list[Member]:
+        """The outputs of the layers that make the channels: convolutions, linear layers, option A's shortcuts."""
+        return [member for member in self.members if member.side == "out" and not member.carried]
+
+    @property
+    def consumers(self) -> list[Member]:
+        """The inputs of the layers that read them."""
+        return [member for member in self.members if member.side == "in" and not member.carried]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        return self  # it is long and never changes
+
+
+def trace(model: nn.Module, images: Tensor) -> list[Group]:
+    """The groups as torch-pruning sees them, unproven. ValueError if none is found."""
+    model = copy.deepcopy(model).eval().requires_grad_()
+    layers: Layers = {n: module for n, module in model.named_modules() if isinstance(module, operators.LAYERS)}
+    links = _Links()
+    _join_coupled(links, model, layers, images[:1])
+    for name, module in layers.items():
+        if is_grouped(module):
+            _join_blocks(links, name, module)
+    groups = _gather(links, layers)
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no channel that could be removed: only its inputs and its logits")
+    return groups
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """Whether the module is a convolution whose outputs each see a part of the inputs (depthwise or in groups)."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+
+
+OUTPUT: At = ("", "out")
+"""Where the logits go."""
+
+
+def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tensor) -> None:
+    """Join the places that hold the same channel."""
+    import torch_pruning
+    from torch_pruning.ops import _OutputOp
+
+    class ShortcutPruner(torch_pruning.function.BasePruningFunc):
+        """To torch-pruning, option A's shortcut is a layer that reads some channels and makes others.
+
+        Left to itself it takes the shortcut's operators for element-wise ones and couples what it should not.
+        """
+
+        TARGET_MODULES = ChannelShortcut  # type: ignore[assignment]
+
+        def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            return layer
+
+        def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            return layer
+
+        def get_out_channels(self, layer: Any) -> int:
+            return layer.out_channels
+
+        def get_in_channels(self, layer: Any) -> int:
+            return max(layer.source.tolist(), default=0) + 1
+
+    graph = torch_pruning.DependencyGraph()
+    with torch.enable_grad():
+        graph.build_dependency(
+            model,
+            images,
+            forward_fn=lambda model, images: model(images),
+            customized_pruners={ChannelShortcut: ShortcutPruner()},
+            verbose=False,
+        )
+    names = {module: name for name, module in layers.items()}
+    for name, module in layers.items():
+        if module not in graph.module2node or isinstance(module, _BatchNorm):
+            continue
+        pruner: Any = graph.get_pruner_of_module(module)
+        channels = range(pruner.get_out_channels(module))
+        for item in graph.get_pruning_group(module, pruner.prune_out_channels, channels):
+            target, handler = item.dep.target.module, item.dep.handler
+            is_output = isinstance(target, _OutputOp)
+            if target not in names and not is_output:
+                continue
+            side: Side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+            at = OUTPUT if is_output else (names[target], side)
+            links.join((name, "out"), item.root_idxs, at, item.idxs)
+
+
+def _join_blocks(links: _Links, name: str, module: Any) -> None:
+    """Inputs and outputs of each group of a convolution can only go together."""
+    first = torch.arange(module.groups) * (module.in_channels // module.groups)
+    sides: dict[Side, int] = {"in": module.in_channels, "out": module.out_channels}
+    for side, num in sides.items():
+        links.join((name, "in"), first.repeat_interleave(num // module.groups), (name, side), range(num))
+
+
+def _gather(links: _Links, layers: Layers) -> list[Group]:
+    """Channels with the same layers form a group; those that reach the output or have no reader are left out."""
+    order = {name: number for number, name in enumerate(layers)}
+    families: dict[tuple[tuple[str, Side, int], ...], list[dict[At, list[int]]]] = {}
+    for channel in links.sets():
+        if OUTPUT in channel:
+            continue
+        family = tuple((*at, len(channel[at])) for at in sorted(channel, key=lambda at: (order[at[0]], at[1])))
+        families.setdefault(family, []).append(channel)
+    groups: dict[str, Group] = {}
+    for family, channels in families.items():
+        channels.sort(key=lambda channel: [channel[layer, side][0] for layer, side, _ in family])
+        members = tuple(
+            Member(
+                layer,
+                side,
+                tuple(tuple(channel[layer, side]) for channel in channels),
+                carried=is_grouped(layers[layer]) or isinstance(layers[layer], _BatchNorm),
+            )
+            for layer, side, _ in family
+        )
+        name = next((m.layer for m in members if m.side == "out" and not m.carried), "")
+        while name in groups:  # a layer's outputs need not all lie in one group
+            name += "+"
+        group = Group(name, members)
+        if group.producers and group.consumers:
+            groups[name] = group
+    return sorted(groups.values(), key=lambda group: order[group.producers[0].layer])
+
+
+class _Links:
+    """Which places, on the sides of layers, hold the same channel."""
+
+    def __init__(self) -> None:
+        self.sides: dict[At, int] = {}
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def join(self, at: At, places: Sequence[int] | Tensor, other: At, others: Sequence[int] | Tensor) -> None:
+        """Each of `places` on one side holds the same channel as its counterpart among `others` on another."""
+        self.pairs.append((self._numbers(at, places), self._numbers(other, others)))
+
+    def _numbers(self, at: At, places: Sequence[int] | Tensor) -> Tensor:
+        return self.sides.setdefault(at, len(self.sides)) * MOST + torch.as_tensor(places, dtype=torch.int64)
+
+    def sets(self) -> list[dict[At, list[int]]]:
+        """The channels: for each the sides on which it lies, and where there."""
+        ones, others = (torch.cat(numbers) for numbers in zip(*self.pairs, strict=True))
+        numbers, places = torch.unique(torch.cat([ones, others]), return_inverse=True)
+        ones, others = places.chunk(2)
+        label, before = torch.arange(len(numbers)), None
+        while before is None or not torch.equal(label, before):
+            before = label
+            low = torch.minimum(label[ones], label[others])
+            label = label.scatter_reduce(0, ones, low, "amin").scatter_reduce(0, others, low, "amin")
+            label = label[label]
+        sides = list(self.sides)
+        found: dict[int, dict[At, list[int]]] = {}
+        for number, channel in zip(numbers.tolist(), label.tolist(), strict=True):
+            found.setdefault(channel, {}).setdefault(sides[number // MOST], []).append(number % MOST)
+        return list(found.values())
+
+
+MOST = 1 << 32
+"""More places than a layer has on one side."""

@@ -1,0 +1,152 @@
+"""Export: a finished network as a torch.export archive (.pt2) or as ONNX, for any batch size, checked before it counts.
+
+python -m compression.export RUN_FOLDER --onnx FILE writes what a runtime without this repository can run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compression import artifact
+from compression.channels import example_images
+
+BATCH_SIZES = (1, 2, 5)
+"""Images per forward pass with which a written file is checked."""
+TOLERANCE = 1e-4
+"""Largest difference of outputs, relative to the largest output (or to 1); runtimes add in another order in float32."""
+
+
+def to_torch_export(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
+    """Write `model` in eval mode to `path` (.pt2) for batches of any size; the largest difference found (relative).
+
+    input_shape: (C, H, W). The file is read by `torch.export.load(path).module()`. Weights keep their precision.
+    Errors: ValueError with the difference if what was written gives other outputs, or for another ending of the path.
+    """
+    path = _with_ending(path, ".pt2")
+    model = copy.deepcopy(model).cpu().eval()
+    with _quiet():
+        program = torch.export.export(model, (example_images(model, input_shape),), dynamic_shapes=(_batch(),))
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+    return _check(model, loaded, input_shape, path)
+
+
+def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
+    """Write `model` in eval mode to `path` (.onnx) for batches of any size; the largest difference found (relative).
+
+    input_shape: (C, H, W). The input is "images" (N, C, H, W), the output "logits" (N, K), both float32, as are the
+    weights. onnxruntime runs the file for the check. Errors: as for `to_torch_export`.
+    """
+    import onnxruntime
+
+    path = _with_ending(path, ".onnx")
+    model = copy.deepcopy(model).cpu().float().eval()
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (example_images(model, input_shape),),
+            dynamo=True,
+            dynamic_shapes=(_batch(),),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        [logits] = session.run(["logits"], {"images": images.numpy()})
+        return torch.as_tensor(logits)
+
+    return _check(model, run, input_shape, path)
+
+
+def _with_ending(path: Path | str, ending: str) -> Path:
+    path = Path(path)
+    if path.suffix != ending:
+        raise ValueError(f"name the file {path.with_suffix(ending)}: {path.name} does not end in {ending}")
+    return path
+
+
+def _batch() -> dict[int, torch.export.Dim]:
+    return {0: torch.export.Dim("batch", min=1)}
+
+
+def _check(model: nn.Module, written: Callable[[Tensor], Tensor], input_shape: Sequence[int], path: Path) -> float:
+    """The largest difference between the model and what was written, over several batch sizes."""
+    worst = 0.0
+    for size in BATCH_SIZES:
+        images = example_images(model, input_shape, num=size, seed=size)
+        with torch.no_grad():
+            expected, found = model(images), written(images)
+        if found.shape != expected.shape:
+            raise ValueError(f"{path} gives {tuple(found.shape)} for {size} images, not {tuple(expected.shape)}")
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{path} does not agree with the {type(model).__name__} it was made from: for {size} images "
+                f"outputs differ by {difference:.3g} of the largest, more than {TOLERANCE:g}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' reports of progress, which go to stdout, to loggers and to warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m compression.export",
+        description="Write the network of a finished run for other runtimes, and check that it gives the same outputs.",
+        epilog="Example: python -m compression.export storage/runs/IDENTITY --onnx resnet20.onnx --input-shape 3 32 32",
+    )
+    parser.add_argument("run", type=Path, help="folder that holds arch.json and model.safetensors")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX here (.onnx), for onnxruntime and others")
+    parser.add_argument("--torch-export", type=Path, metavar="FILE", help="write a torch.export archive here (.pt2)")
+    parser.add_argument(
+        "--input-shape",
+        type=int,
+        nargs=3,
+        default=[3, 32, 32],
+        metavar=("C", "H", "W"),
+        help="channels, height and width of one image (default: 3 32 32)",
+    )
+    options = parser.parse_args(arguments)
+    if not (options.onnx or options.torch_export):
+        parser.error("name a file to write: --onnx FILE, --torch-export FILE, or both")
+    try:
+        model = artifact.load(options.run)
+        for write, path in ((to_onnx, options.onnx), (to_torch_export, options.torch_export)):
+            if path:
+                print(f"{path}: outputs agree within {write(model, options.input_shape, path):.2g}")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

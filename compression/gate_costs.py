@@ -1,0 +1,70 @@
+"""What a network costs, as a function of how many channels each of its groups has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compression import slicing
+from compression.dependencies import Group, is_grouped
+from compression.masks import PRUNABLE_LAYERS
+
+
+def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -> tuple[Tensor, Tensor]:
+    """(MACs, parameters) of `model` as float64 matrices (1 + num_groups, 1 + num_groups).
+
+    A layer costs the product of the channels on its two sides. So with s = (1, channels of the first group, of the
+    second...) a cost is s'Qs. images: (N, C, H, W), for one forward pass, which tells how often weights are used.
+    """
+    layers = dict(model.named_modules())
+    sides: dict[tuple[str, str], Tensor] = {}
+    for number, group in enumerate(groups, 1):
+        for member in group.members:
+            default = torch.zeros(len(groups) + 1, dtype=torch.float64)
+            default[0] = slicing.size(layers[member.layer], member)
+            side = sides.setdefault((member.layer, member.side), default)
+            each = len(member.indices[0])
+            side[number] += each
+            side[0] -= each * group.num_channels
+    one = torch.zeros(len(groups) + 1, dtype=torch.float64)
+    one[0] = 1
+    macs, parameters = torch.zeros(2, len(one), len(one), dtype=torch.float64)
+    positions = _positions(model, images)
+    for name, layer in layers.items():
+        own = sum(p.numel() for p in layer.parameters(recurse=False))
+        outputs = sides.get((name, "out"))
+        if isinstance(layer, PRUNABLE_LAYERS):
+            outputs = slicing.width(layer, "out") * one if outputs is None else outputs
+            inputs = sides.get((name, "in"), slicing.width(layer, "in") * one)
+            if is_grouped(layer):
+                inputs = layer.weight.shape[1] * one
+            weights = torch.outer(outputs, inputs) * layer.weight[0, 0].numel()
+            parameters += weights
+            macs += weights * positions.get(name, 0)
+            if layer.bias is not None:
+                parameters += torch.outer(outputs, one)
+        elif isinstance(layer, _BatchNorm) and outputs is not None:
+            parameters += torch.outer(outputs, one) * (own // layer.num_features)
+        else:
+            parameters[0, 0] += own
+    return macs, parameters
+
+
+def _positions(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Layer -> how often its weights are used for one image."""
+    found: dict[str, int] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda layer, _, output: found.update({name: output[0].numel() // slicing.width(layer, "out")})
+
+    model = copy.deepcopy(model).eval()
+    for name, layer in model.named_modules():
+        if isinstance(layer, PRUNABLE_LAYERS):
+            layer.register_forward_hook(note(name))
+    with torch.no_grad():
+        model(images[:1])
+    return found

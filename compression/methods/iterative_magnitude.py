@@ -1,0 +1,110 @@
+"""Iterative magnitude pruning: train, remove the smallest weights, train again, and so on.
+
+Three ways to train again: the weights go back to an early epoch (lottery ticket: Frankle & Carbin, ICLR 2019, arXiv
+1803.03635; Frankle et al., ICML 2020, arXiv 1912.05671), only the learning rate does (Renda et al., ICLR 2020, arXiv
+2003.02389), or the weights stay and a whole schedule starts anew (as Prune-then-Distill's code retrains its teachers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from compression import allocation, criteria
+from compression.masks import Masks, prunable
+from compression.objectives import CrossEntropyConfig, ObjectiveConfig
+from compression.session import Session, objective_of
+
+
+@dataclass(frozen=True)
+class IterativeMagnitude:
+    """Rounds of pruning the smallest surviving weights and training again."""
+
+    rounds: int = 4
+    """how often; 4 rounds of 20 % remove 59 %"""
+    share: float = 0.2
+    """of the weights still alive that each round removes"""
+    rewind: Literal["weights", "learning_rate", "restart"] = "weights"
+    """what goes back before training again: the weights (lottery ticket) and the learning rate with them, the learning
+    rate alone, or neither: a whole schedule from its start on the weights as they are"""
+    rewind_epoch: int = 0
+    """epoch of the schedule to which weights or learning rate go back"""
+    dense: Any = None
+    """Experiment whose finished network is pruned (not with rewind weights, which trains its own); None: this
+    experiment's own network, trained densely"""
+    retraining: Any = None
+    """training of each round under rewind restart; None: the experiment's own"""
+    objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
+    allow_empty: bool = False
+    """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be 1 or more, not {self.rounds}; method dense trains without pruning")
+        if not 0 < self.share < 1:
+            raise ValueError(f"share is what a round removes of the weights still alive, in (0, 1), not {self.share}")
+        if self.rewind_epoch < 0 or (self.rewind_epoch and self.rewind == "restart"):
+            raise ValueError(
+                f"rewind_epoch must be 0 or more, and 0 where the schedule restarts, not {self.rewind_epoch}"
+            )
+        if self.rewind == "weights" and self.dense is not None:
+            raise ValueError(
+                "rewind weights needs the weights of an early epoch and trains its own network: leave out dense"
+            )
+        if self.rewind != "restart" and self.retraining is not None:
+            raise ValueError(f"retraining goes with rewind restart, not {self.rewind}")
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights removed after the last round, up to the rounding of each."""
+        return 1 - (1 - self.share) ** self.rounds
+
+    @property
+    def label(self) -> str:
+        name = {"weights": "LTH", "learning_rate": "IMP, LR rewinding", "restart": "IMP, restart"}[self.rewind]
+        return name if self.objective.label == "CE" else f"{name} ({self.objective.label})"
+
+
+def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Module:
+    """Train; then `rounds` times: remove, rewind, train again."""
+    if config.rewind_epoch >= session.epochs:
+        raise ValueError(f"rewind_epoch {config.rewind_epoch} lies behind the training's {session.epochs} epochs")
+    model = session.model()
+    objective = objective_of(session, config.objective)
+    rest = range(config.rewind_epoch, session.epochs)
+    early = None
+    if config.rewind == "weights":
+        model = session.train("early", model, objective, epochs=range(config.rewind_epoch))
+        early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model = session.train("first", model, objective, epochs=rest)
+    else:
+        model.load_state_dict(session.teacher(config.dense).state_dict())
+    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
+    for round in range(1, config.rounds + 1):
+        masks = session.stage(f"prune{round}", lambda model=model, masks=masks: pruned(model, masks, config))
+        if early is not None:
+            model.load_state_dict(early)
+        name = "train" if round == config.rounds else f"round{round}"
+        model = session.train(
+            name, model, objective, masks=masks, schedule=config.retraining, epochs=part(config, rest)
+        )
+    session.log(empty_layers=len(masks.empty_layers()))
+    return model
+
+
+def pruned(model: nn.Module, masks: Masks, config: IterativeMagnitude) -> Masks:
+    """The masks without the smallest of the weights still alive.
+
+    Their number is rounded as each paper's authors do: up for the lottery ticket, to nearest for a restart.
+    """
+    num_of = allocation.rounded_share if config.rewind == "restart" else allocation.share_rounded_up
+    num = num_of(masks.num_kept, config.share)
+    return allocation.remove_lowest(criteria.magnitude(model), masks, num).check_layers(allow_empty=config.allow_empty)
+
+
+def part(config: IterativeMagnitude, rest: range) -> range | None:
+    """The epochs of a round: what is left of the schedule from the rewind point, or all of another one."""
+    return None if config.rewind == "restart" else rest

@@ -1,0 +1,140 @@
+"""PDD: pruning during distillation (Dan et al., Cognitive Computation 16, 2024, doi 10.1007/s12559-024-10350-9).
+
+While a student learns from a teacher, a gate on each of its channels learns whether the channel is needed; the closed
+ones are then removed and the small network is fine-tuned. Where the authors' code departs from the paper or goes wrong,
+the decisions are ours and named in docs/methods.md: the true KL divergence, one gate set a dependency group, gates
+without weight decay that start open, an optional budget, and every tensor of the student carried over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from compression import channels, compaction, gates
+from compression.batch import Batch
+from compression.gates import CostName, Gates
+from compression.objectives import CrossEntropy, CrossEntropyConfig, KDConfig, Objective, ObjectiveConfig
+from compression.objectives.base import Model, check_positive
+from compression.session import Session
+
+
+@dataclass(frozen=True)
+class PDD:
+    """Learn from a teacher, and which channels to keep, at once; remove the others; fine-tune."""
+
+    teacher: Any = None
+    """Experiment of the teacher; None: this experiment's own network, trained densely"""
+    distill: bool = True
+    """learn from the teacher; without, the control that shows what the teacher gives"""
+    reduction: float | None = 0.3
+    """share of the cost to remove, met within 2 %; None: whatever the gates come to"""
+    reduce: CostName = "macs"
+    """the cost that is meant"""
+    budget_weight: float = 10.0
+    """of the squared distance of the cost from the budget, as shares of the whole network's cost"""
+    temperature: float = 3.0
+    """divides the logits before the softmax"""
+    alpha: float = 0.4
+    """weight of distillation; cross-entropy has the rest"""
+    divergence: Literal["kl", "authors"] = "kl"
+    """the KL divergence, or what the authors' code computes in its place under recent PyTorch"""
+    gate_start: Literal["open", "random"] = "open"
+    """all gates at 0.5, or as in the authors' code around 0: half of the channels begin closed"""
+    gate_lr: float = 5.0
+    """learning rate of the gates, as a multiple of the weights'"""
+    gate_decay: bool = False
+    """weight decay on the gates, as in the authors' code"""
+    gating: Any = None
+    """training with gates; None: the experiment's own, which is also that of the fine-tuning"""
+    distill_finetune: bool = False
+    """fine-tune with the teacher; the authors fine-tune on labels alone"""
+
+    def __post_init__(self) -> None:
+        check_positive(temperature=self.temperature, budget_weight=self.budget_weight, gate_lr=self.gate_lr)
+        if self.reduction is not None and not 0 < self.reduction < 1:
+            raise ValueError(f"reduction is the share of {self.reduce} to remove, in (0, 1), not {self.reduction}")
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What the student learns by while it has gates."""
+        if not self.distill:
+            return CrossEntropyConfig()
+        return KDConfig(None, self.temperature, self.alpha, self.divergence)
+
+    @property
+    def label(self) -> str:
+        name = "PDD" if self.distill else "PDD control: no teacher"
+        return name if self.reduction is None else f"{name}, {self.reduction:.4g} of {self.reduce} removed"
+
+    def controls(self) -> list[PDD]:
+        """The same without a teacher."""
+        return [replace(self, distill=False)] if self.distill else []
+
+
+class Budgeted(Objective):
+    """Another objective, and `weight` times the squared distance of a gated network's cost from its budget.
+
+    Both costs are shares of the whole network's, so that the weight means the same for every network.
+    """
+
+    def __init__(self, objective: Objective, gated: Gates, of: CostName, target: float, weight: float) -> None:
+        self._inner, self._gates, self._of = objective, gated, of
+        self._target, self._weight = target, weight
+        self._whole = gated.reachable(of)[1]
+        self.needs, self.replicated = objective.needs, objective.replicated
+        self.setup, self.begin_epoch, self.sync = objective.setup, objective.begin_epoch, objective.sync
+        self.state_dict, self.load_state_dict = objective.state_dict, objective.load_state_dict
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        away = (getattr(self._gates.costs(), self._of) - self._target) / self._whole
+        return {**self._inner(model, batch), "budget": self._weight * away.square()}
+
+
+def pdd(session: Session, config: PDD) -> nn.Module:
+    """Gate, learn, remove, fine-tune."""
+    model, shape = session.model(), session.info.input_shape
+    gated = gates.attach(
+        model, channels.channel_groups(model, shape), shape, start=config.gate_start, seed=session.seed
+    )
+    target = budget(gated, config)
+    learning, tuning = objectives(session, config)
+    if target is not None:
+        learning = Budgeted(learning, gated, config.reduce, target, config.budget_weight)
+    own_group = parameter_groups(model, config)
+    model = session.train("gate", model, learning, schedule=config.gating, param_groups=own_group)
+    moved = 0 if target is None else gates.project(gated, config.reduce, target)
+    session.log(gates_moved=moved, open_gates=sum(gated.num_open(group) for group in gated.groups))
+    session.note(f"channels kept: {gated.describe()}")
+    return session.train("train", compaction.compact(model, shape), tuning)
+
+
+def budget(gated: Gates, config: PDD) -> float | None:
+    """The cost to reach, checked before anything is trained."""
+    if config.reduction is None:
+        return None
+    target = (1 - config.reduction) * gated.reachable(config.reduce)[1]
+    gated.check_target(config.reduce, target)
+    return target
+
+
+def objectives(session: Session, config: PDD) -> tuple[Objective, Objective]:
+    """What the student learns by with gates, and what the small network is tuned by."""
+    labels = CrossEntropy()
+    if not config.distill:
+        return labels, labels
+    # Each stage has an objective of its own, over one teacher.
+    teacher = session.teacher(config.teacher)
+    distil = KDConfig(None, config.temperature, config.alpha, config.divergence)
+    return distil.objective(teacher), distil.objective(teacher) if config.distill_finetune else labels
+
+
+def parameter_groups(model: nn.Module, config: PDD) -> list[dict[str, Any]]:
+    """The weights as they are, the gates with their own learning rate and without weight decay."""
+    own = gates.gate_parameters(model)
+    known = {id(parameter) for parameter in own}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    decay = {} if config.gate_decay else {"weight_decay": 0.0}
+    return [{"params": weights}, {"params": own, "lr_scale": config.gate_lr, **decay}]

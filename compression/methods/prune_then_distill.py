@@ -1,0 +1,134 @@
+"""Prune-then-Distill: Prune Your Model Before Distill It (Park & No, ECCV 2022, arXiv 2109.14960).
+
+A dense teacher is pruned by rounds of 20 % of its smallest weights with a full retraining after each; a dense student,
+narrower by what the pruning took from each layer, learns from the pruned teacher's logits. The students' widths follow
+`compression.students`; what the paper's theory says of soft targets could not be checked, so the entropy of the
+teachers' answers is recorded beside every student, and a label-smoothing control is offered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from compression import students
+from compression.inheritance import inherit
+from compression.masks import Masks, prunable
+from compression.methods.iterative_magnitude import IterativeMagnitude
+from compression.objectives import (
+    KD,
+    CrossEntropy,
+    CrossEntropyConfig,
+    KDConfig,
+    LabelSmoothing,
+    LabelSmoothingConfig,
+    Objective,
+    ObjectiveConfig,
+)
+from compression.objectives.base import check_positive
+from compression.session import Session
+
+Source = Literal["pruned", "dense", "none", "label_smoothing"]
+
+
+@dataclass(frozen=True)
+class PruneThenDistill:
+    """Prune a teacher, build the student it implies, distil."""
+
+    teacher: Any = None
+    """Experiment of the dense teacher; None: this experiment's own network, trained densely"""
+    rounds: int = 4
+    """of pruning the teacher by 20 %: 2, 4 or 7 remove 36, 59 or 79 %"""
+    retraining: Any = None
+    """training of the teacher after each round; None: the teacher's own"""
+    student: Literal["derived", "given"] = "derived"
+    """derived: a narrower teacher with as many weights a layer as the pruning left; given: the experiment's model"""
+    init: Literal["random", "inherit"] = "random"
+    """of a derived student: at random as in the paper, or from the pruned teacher's channels"""
+    source: Source = "pruned"
+    """what the student learns from: the pruned teacher (the method), or as controls the dense teacher, the labels alone
+    (none), or smoothed labels"""
+    temperature: float = 10.0
+    """divides the logits before the softmax"""
+    alpha: float = 0.95
+    """weight of distillation; cross-entropy has the rest"""
+
+    def __post_init__(self) -> None:
+        check_positive(rounds=self.rounds, temperature=self.temperature)
+        if self.student == "given" and self.init == "inherit":
+            raise ValueError("init inherit takes the channels of the teacher: it goes with student derived, not given")
+
+    @property
+    def pruning(self) -> IterativeMagnitude:
+        """How the teacher is pruned."""
+        return IterativeMagnitude(self.rounds, rewind="restart", dense=self.teacher, retraining=self.retraining)
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What the student trains by."""
+        if self.source == "none":
+            return CrossEntropyConfig()
+        if self.source == "label_smoothing":
+            return LabelSmoothingConfig()
+        return KDConfig(None, self.temperature, self.alpha)
+
+    @property
+    def label(self) -> str:
+        name = {
+            "pruned": "PtD",
+            "dense": "PtD control: dense teacher",
+            "none": "PtD control: no teacher",
+            "label_smoothing": "PtD control: label smoothing",
+        }[self.source]
+        inherited = ", inherited" if self.init == "inherit" else ""
+        return f"{name} ({self.student} student{inherited}, teacher {self.pruning.sparsity:.0%} pruned)"
+
+    def controls(self) -> list[PruneThenDistill]:
+        """The same student, trained by what the claim has to be compared with."""
+        others: tuple[Source, ...] = ("dense", "none", "label_smoothing")
+        return [replace(self, source=source) for source in others] if self.source == "pruned" else []
+
+
+def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:
+    """Teacher, pruned teacher, student, distillation."""
+    if config.student == "derived":
+        whole = session.model()
+        plan_student(whole, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(whole).items()}))
+    dense = session.teacher(config.teacher)
+    pruned = session.teacher(config.teacher, method=config.pruning)
+    student = build_student(session, config, pruned)
+    for name, teacher in {"dense_teacher": dense, "pruned_teacher": pruned}.items():
+        found = session.evaluate(teacher, "test")
+        session.log(**{f"{name}/{key}": value for key, value in found.items()})
+    return session.train("train", student, objective(config, dense, pruned))
+
+
+def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module) -> nn.Module:
+    """The student's network; a derived one from a plan that is shown and stored."""
+    if config.student == "given":
+        return session.model()
+    masks = Masks({name: weight.detach() != 0 for name, weight in prunable(pruned).items()})
+    plan = session.stage("plan", lambda: plan_student(pruned, masks))
+    session.note(students.describe(plan))
+    spec = {key: value for key, value in plan["arch"].items() if key != "num_classes"}
+    student = session.model(spec)
+    if config.init == "inherit":
+        inherit(student, pruned, masks)
+    return student
+
+
+def plan_student(teacher: nn.Module, masks: Masks) -> dict[str, Any]:
+    """The plan of `compression.students`; a network without a rule is an error before anything is trained."""
+    return students.plan(vars(teacher)["arch"], masks, teacher)
+
+
+def objective(config: PruneThenDistill, dense: nn.Module, pruned: nn.Module) -> Objective:
+    """What the student learns by, with its teacher if it has one."""
+    if config.source == "none":
+        return CrossEntropy()
+    if config.source == "label_smoothing":
+        return LabelSmoothing()
+    return KD(pruned if config.source == "pruned" else dense, config.temperature, config.alpha)

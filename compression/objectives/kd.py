@@ -1,0 +1,118 @@
+"""KD: knowledge distillation from a trained teacher (Hinton, Vinyals and Dean, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import (
+    Model,
+    Objective,
+    check_positive,
+    check_same_classes,
+    check_share,
+    distillation_divergence,
+    full_precision,
+)
+from compression.objectives.teacher import Teacher
+
+if TYPE_CHECKING:
+    from compression.session import Info
+
+Divergence = Literal["kl", "authors"]
+
+
+class KD(Objective):
+    """alpha * divergence(teacher, student) + (1 - alpha) * CE(student, labels).
+
+    divergence "kl": T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
+    divergence "authors": `log_target_divergence`, what the published code of PDD computes instead.
+
+    The teacher (a module or any callable images -> logits) is asked in eval mode and without a graph. It is no part of
+    the state, and copies of the objective share it. `setup` raises ValueError where its classes are not the data's.
+    cache: remember its logits by sample; right only for data without augmentation (see `Teacher`). What is remembered
+    is derived, so it is no part of the state either: after a resume the cache is filled again.
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        temperature: float = 4.0,
+        alpha: float = 0.9,
+        divergence: Divergence = "kl",
+        cache: bool = False,
+    ) -> None:
+        check_kd(temperature, alpha, divergence)
+        self.temperature = temperature
+        self.alpha = alpha
+        self._divergence = distillation_divergence if divergence == "kl" else log_target_divergence
+        self.needs = frozenset({"index"}) if cache else frozenset()
+        self._teacher = Teacher(teacher, cache)
+
+    @property
+    def teacher(self) -> Model:
+        return self._teacher.network
+
+    def setup(self, info: Info, device: torch.device) -> None:
+        self._teacher.setup(info, device)
+
+    def sync(self) -> None:
+        self._teacher.sync()
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        logits = full_precision(model(batch.images))
+        return {
+            "cross_entropy": (1 - self.alpha) * F.cross_entropy(logits, batch.labels),
+            "kd": self.alpha * self._divergence(self._teacher(batch), logits, self.temperature),
+        }
+
+
+def log_target_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """Mean over the N * K entries of -log softmax(teacher / T) * log softmax(student / T), for comparison only.
+
+    PDD's published code gives log-probabilities where PyTorch's `kl_div` takes probabilities, with reduction "mean" and
+    without T^2. That value holds the logarithm of a negative number: not a number under recent PyTorch. Its gradient is
+    finite, and is that of this expression, which leaves out the part that does not depend on the student. It is no
+    divergence: its minimum is not where the two agree.
+    """
+    check_same_classes(teacher_logits, student_logits)
+    teacher = F.log_softmax(full_precision(teacher_logits).detach() / temperature, dim=1)
+    student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
+    return -(teacher * student).mean()
+
+
+def check_kd(temperature: float, alpha: float, divergence: str) -> None:
+    """ValueError for values that cannot be."""
+    check_positive(temperature=temperature)
+    check_share(alpha=alpha)
+    if divergence not in ("kl", "authors"):
+        raise ValueError(f'divergence must be "kl" or "authors", not {divergence!r}')
+
+
+@dataclass(frozen=True)
+class KDConfig:
+    """Distillation from a trained teacher."""
+
+    teacher: Any = None
+    """the experiment that trains the teacher; None: this one's network, data and training, dense, by cross-entropy"""
+    temperature: float = 4.0
+    """divides the logits before the softmax"""
+    alpha: float = 0.9
+    """weight of the distillation term; cross-entropy has 1 - alpha"""
+    divergence: Divergence = "kl"
+    """kl: T^2 * KL, mean over the batch; authors: the term in PDD's published code, for comparison"""
+    cache: bool = False
+    """ask the teacher once for each sample; only for data without augmentation that fit in memory"""
+
+    label = "KD"
+
+    def __post_init__(self) -> None:
+        check_kd(self.temperature, self.alpha, self.divergence)
+
+    def objective(self, teacher: Model) -> KD:
+        return KD(teacher, self.temperature, self.alpha, self.divergence, self.cache)

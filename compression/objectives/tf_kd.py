@@ -1,0 +1,151 @@
+"""Tf-KD: teacher-free knowledge distillation (Yuan et al., CVPR 2020, arXiv 1909.11723)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compression.batch import Batch
+from compression.objectives.base import (
+    Model,
+    Objective,
+    check_positive,
+    check_share,
+    distillation_divergence,
+    full_precision,
+)
+from compression.objectives.teacher import Teacher
+
+if TYPE_CHECKING:
+    from compression.session import Info
+
+SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0
+"""The authors' values for a pre-trained copy of ResNet-18 as teacher, on CIFAR-100."""
+
+REG_TEMPERATURE, REG_ALPHA, REG_MULTIPLIER = 20.0, 0.1, 100.0
+"""The authors' values for the virtual teacher, on CIFAR-100."""
+
+AUTHORS_CLASSES = 100
+
+CONFIDENCE = 0.99
+
+
+class TfKD(Objective):
+    """(1 - alpha) * CE + alpha * multiplier * divergence / K, as in the authors' code, for K classes.
+
+    With a teacher, a pre-trained copy of the same network ("self"): the divergence is
+    T^2 * KL(softmax(teacher / T) || softmax(student / T)).
+    Without one ("reg"): KL(u || softmax(student)) with u = softmax(v / T) and v a virtual teacher's probabilities,
+    `confidence` on the label and the rest spread over the other classes. The softmax of probabilities makes u nearly
+    uniform.
+
+    Division by K comes from the authors' mean over all N * K entries; hence the large multipliers. With multiplier 1,
+    "self" is KD whose divergence is averaged so. Values left out are the authors' for "self" or for "reg".
+
+    classes: the number of classes for which the multiplier is meant; the divergence then weighs as much as there,
+    whatever K is. None: K itself, as in the authors' code, where 50 of CIFAR-100 is ten times as much on CIFAR-10.
+    """
+
+    def __init__(
+        self,
+        teacher: Model | None = None,
+        temperature: float | None = None,
+        alpha: float | None = None,
+        multiplier: float | None = None,
+        confidence: float = CONFIDENCE,
+        classes: int | None = None,
+    ) -> None:
+        alone = teacher is None
+        self.temperature = (REG_TEMPERATURE if alone else SELF_TEMPERATURE) if temperature is None else temperature
+        self.alpha = (REG_ALPHA if alone else SELF_ALPHA) if alpha is None else alpha
+        self.multiplier = (REG_MULTIPLIER if alone else SELF_MULTIPLIER) if multiplier is None else multiplier
+        self.confidence = confidence
+        self.classes = classes
+        check_tf_kd(self.temperature, self.alpha, self.multiplier, confidence)
+        self._teacher = None if teacher is None else Teacher(teacher)
+
+    @property
+    def teacher(self) -> Model | None:
+        return None if self._teacher is None else self._teacher.network
+
+    def setup(self, info: Info, device: torch.device) -> None:
+        if self._teacher is not None:
+            self._teacher.setup(info, device)
+
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        logits = full_precision(model(batch.images))
+        if self._teacher is not None:
+            divergence = distillation_divergence(self._teacher(batch), logits, self.temperature)
+        else:
+            target = virtual_teacher(batch.labels, logits, self.temperature, self.confidence)
+            divergence = F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean")
+        weight = self.multiplier / (self.classes or logits.shape[1])
+        return {
+            "cross_entropy": (1 - self.alpha) * F.cross_entropy(logits, batch.labels),
+            "tf_kd": self.alpha * weight * divergence,
+        }
+
+
+def virtual_teacher(labels: Tensor, logits: Tensor, temperature: float, confidence: float = CONFIDENCE) -> Tensor:
+    """The target (N, K) of "reg": softmax(v / T), v `confidence` on the label and (1 - confidence) / (K - 1) elsewhere.
+
+    labels: (N,). logits: (N, K), of which only shape and dtype are taken.
+    """
+    num_classes = logits.shape[1]
+    elsewhere = (1 - confidence) / (num_classes - 1)
+    onehot = F.one_hot(labels, num_classes).to(logits.dtype)
+    return F.softmax((elsewhere + (confidence - elsewhere) * onehot) / temperature, dim=1)
+
+
+def check_tf_kd(temperature: float, alpha: float, multiplier: float, confidence: float = CONFIDENCE) -> None:
+    """ValueError for values that cannot be."""
+    check_positive(temperature=temperature, multiplier=multiplier)
+    check_share(alpha=alpha, confidence=confidence)
+
+
+@dataclass(frozen=True)
+class TfKDSelfConfig:
+    """Teacher-free distillation from a pre-trained copy of the network."""
+
+    teacher: Any = None
+    """the experiment that trains the copy; None: this one's network, data and training, dense, by cross-entropy"""
+    temperature: float = SELF_TEMPERATURE
+    """divides the logits before the softmax"""
+    alpha: float = SELF_ALPHA
+    """weight of the distillation term; cross-entropy has 1 - alpha"""
+    multiplier: float = SELF_MULTIPLIER
+    """of the distillation term, for 100 classes; for others in proportion, so that the term weighs the same"""
+
+    label = "Tf-KD self"
+
+    def __post_init__(self) -> None:
+        check_tf_kd(self.temperature, self.alpha, self.multiplier)
+
+    def objective(self, teacher: Model) -> TfKD:
+        return TfKD(teacher, self.temperature, self.alpha, self.multiplier, classes=AUTHORS_CLASSES)
+
+
+@dataclass(frozen=True)
+class TfKDRegConfig:
+    """Teacher-free distillation from a virtual teacher that is nearly sure of the label."""
+
+    temperature: float = REG_TEMPERATURE
+    """divides the virtual teacher's probabilities before the softmax"""
+    alpha: float = REG_ALPHA
+    """weight of the distillation term; cross-entropy has 1 - alpha"""
+    multiplier: float = REG_MULTIPLIER
+    """of the distillation term, for 100 classes; for others in proportion, so that the term weighs the same"""
+    confidence: float = CONFIDENCE
+    """probability that the virtual teacher gives the label"""
+
+    label = "Tf-KD reg"
+
+    def __post_init__(self) -> None:
+        check_tf_kd(self.temperature, self.alpha, self.multiplier, self.confidence)
+
+    def objective(self) -> TfKD:
+        return TfKD(None, self.temperature, self.alpha, self.multiplier, self.confidence, AUTHORS_CLASSES)
