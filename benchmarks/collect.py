@@ -65,9 +65,7 @@ def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
     One row per suite and identity, the run started last wins; other rows stay. Equal content gives equal bytes.
     ValueError if there is no store, no such suite, no finished run, or a file with other columns.
     """
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        raise ValueError(f"there is no tracking store {tracking_uri}: run `make demo`, or correct the URI")
-    found = [run for run in Tracker(tracking_uri).search(suite) if run["status"] == "FINISHED"]
+    found = [run for run in tracker(tracking_uri).search(suite) if run["status"] == "FINISHED"]
     rows = [_row(suite, run) for run in found if "identity" in run["tags"]]
     if not rows:
         raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
@@ -78,6 +76,13 @@ def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
             newest[place] = row
     _write_runs(parquet, [newest[place] for place in sorted(newest)])
     return len(rows)
+
+
+def tracker(tracking_uri: str) -> Tracker:
+    """The store of an existing MLflow; ValueError if its database file is missing (MLflow would make an empty one)."""
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        raise ValueError(f"there is no tracking store {tracking_uri}: run `make demo`, or correct the URI")
+    return Tracker(tracking_uri)
 
 
 def read_runs(parquet: Path) -> list[dict[str, Any]]:

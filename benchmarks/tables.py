@@ -1,4 +1,4 @@
-"""Every table again, from the tracked runs: `python benchmarks/tables.py [NAME ...]`."""
+"""Tables from the tracked runs: `python benchmarks/tables.py [NAME ...]`; without a name, all that have runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collect import collect, read_runs
+from benchmarks.collect import collect, read_runs, tracker
 from benchmarks.suites import TABLES, Column, Table
 from cluster.checkpoints import write_atomically
 from compression.choose import choose
@@ -130,8 +130,9 @@ def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
     Console().print(drawing)
 
 
-def check(texts: dict[str, str], out: Path) -> bool:
-    """Whether the files in `out` are `texts` and nothing else, byte for byte; prints what is not."""
+def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
+    """Whether the files in `out` are `texts` byte for byte, and nothing else (`chosen`: and other tables); prints
+    what is not."""
     equal = True
     for name, text in texts.items():
         path = out / name
@@ -141,11 +142,13 @@ def check(texts: dict[str, str], out: Path) -> bool:
             print(f"{path} is missing" if not path.exists() else f"{path} differs from the runs")
             old, new = (part.splitlines(keepends=True) for part in (found.decode(errors="replace"), text))
             print("".join(difflib.unified_diff(old, new, str(path), f"{name} from the runs")))
-    specified = {f"{name}{ending}" for name in TABLES for ending in (".csv", ".md")}
     for path in sorted(out.iterdir()) if out.is_dir() else []:
-        if path.name not in specified and not path.name.startswith("."):
+        if path.stem not in TABLES and not path.name.startswith("."):
             equal = False
             print(f"{path} belongs to no table in benchmarks/suites.py: delete it, or describe it there")
+        elif path.name not in texts and not chosen:
+            equal = False
+            print(f"{path} has no runs behind it")
     return equal
 
 
@@ -160,20 +163,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    names = options.names or list(TABLES)
-    for name in names:
+    for name in options.names:
         choose("table", name, TABLES)
     uri = f"sqlite:///{options.storage.absolute()}/mlflow.db" if options.storage else options.tracking_uri
     if options.check and uri:
         raise ValueError("--check compares the tables with the Parquet file and writes nothing: leave out the store")
-    for suite in sorted({TABLES[name].suite for name in names}) if uri else []:
-        collect(uri, suite, options.runs)
+    if uri:
+        names = options.names or _with_runs(tracker(uri).suites())
+        for suite in sorted({TABLES[name].suite for name in names}):
+            collect(uri, suite, options.runs)
     runs = read_runs(options.runs)
+    names = options.names or _with_runs({run["suite"] for run in runs})
     built = {name: build(TABLES[name], runs) for name in names}
     texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
     texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows) for name, rows in built.items()}
     if options.check:
-        return 0 if check(texts, options.out) else 1
+        return 0 if check(texts, options.out, bool(options.names)) else 1
     for name, text in texts.items():
         write_atomically(options.out / name, text.encode())
     for name, rows in built.items():
@@ -181,9 +186,14 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _with_runs(suites: set[str]) -> list[str]:
+    """The tables of `suites`; all of them if there is none, so that the error names what is missing."""
+    return [name for name, table in TABLES.items() if table.suite in suites] or list(TABLES)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"tables to make (all: {', '.join(TABLES)})")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; all that have runs")
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--tracking-uri", metavar="URI", help="first collect the finished runs from this MLflow")
     store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the store in this storage folder")

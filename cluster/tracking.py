@@ -101,13 +101,18 @@ class Tracker:
                 self._client.set_tag(run.info.run_id, SYNCED, level)
         return run.info.run_id
 
+    def suites(self) -> set[str]:
+        """The names of all experiments in this store."""
+        with self._reaching():
+            return {experiment.name for experiment in self._client.search_experiments()}
+
     def search(self, suite: str) -> list[dict[str, Any]]:
         """Every run of `suite`: run_id, name, status, started_ms, ended_ms, params, tags (ours, without prefix) and
         metrics (the value at the highest step of each). ValueError if there is no such suite."""
         with self._reaching():
             experiment = self._client.get_experiment_by_name(suite)
             if experiment is None:
-                known = ", ".join(sorted(e.name for e in self._client.search_experiments())) or "none"
+                known = ", ".join(sorted(self.suites())) or "none"
                 raise ValueError(f"there is no suite {suite!r} in {self.uri}; it has: {known}")
             runs, token = [], None
             while True:

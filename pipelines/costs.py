@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compression.compaction import compact
 from torch import nn
 
 from compression import cost
+from compression.compaction import compact
 from compression.masks import prunable
 from compression.objectives import CrossEntropy
 from pipelines.folder import RunFolder

@@ -177,6 +177,11 @@ def test_check_finds_every_difference_and_writes_nothing(
     assert make(tmp_path, out, "--check") == 1
     assert f"{out}/old.md belongs to no table" in capsys.readouterr().out
 
+    (out / "old.md").rename(out / "every_method.md")
+    assert make(tmp_path, out, "--check") == 1
+    assert f"{out}/every_method.md has no runs behind it" in capsys.readouterr().out
+    assert make(tmp_path, out, "--check", "demo") == 0
+
 
 def test_what_the_user_has_to_correct(
     store: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
