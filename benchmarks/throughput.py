@@ -1,17 +1,26 @@
 """What training costs in time, measured side by side in one process.
 
 python benchmarks/throughput.py step [--json] [--model NAME] [--size PIXELS] [--batch-size N] [--repetitions R] ...
+python benchmarks/throughput.py loaders [--json] [--imagenet DIR] [--tiny DIR] [--workers N] ...
 
 step: one training step (forward, objective, backward, optimiser step) under each objective and under masks, beside that
 of a dense network under plain cross-entropy. The images are real and lie on the device; reading them is not part of it.
+
+loaders: images per second from each backend (memory, ffcv, folder), from torchvision's ImageFolder and DataLoader on
+the same files, and from a mock that gives the same batch again and again; and what a training makes of them: its images
+per second, and the share of its time in which it waits for data. Epochs of all loaders take turns. DIR holds
+train/<class>/* (or val/<class>/*); without one it is scikit-learn's digits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -24,22 +33,62 @@ from pipelines.optimizers import SGD
 LEAST = {"size": 8, "batch_size": 2, "repetitions": 1, "threads": 1}
 """Of the options: the digits have 8 pixels, and BatchNorm takes two images where one pixel is left."""
 
+LEAST_OF_LOADERS = {"batch_size": 2, "rounds": 1, "steps": 1, "workers": 0, "threads": 1}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when measured, 2 for what the user has to correct."""
     options = _parser().parse_args(arguments)
+    run, draw = (_steps, show) if options.benchmark == "step" else (_loaders, show_loaders)
     try:
-        setting = _setting(options)
-        torch.set_num_threads(options.threads)
-        measured = measure(setting)
-    except ValueError as error:
+        measured = run(options)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
         print("\n".join(json.dumps(row) for row in measured))
     else:
-        show(measured, Console())
+        draw(measured, Console())
     return 0
+
+
+def _steps(options: argparse.Namespace) -> list[Row]:
+    setting = _setting(options)
+    torch.set_num_threads(options.threads)
+    return measure(setting)
+
+
+def _loaders(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import loaders  # torchvision's import takes seconds
+
+    _check_least(options, LEAST_OF_LOADERS)
+    torch.set_num_threads(options.threads)
+    setting = loaders.Setting(options.batch_size, options.workers, options.rounds, options.steps, _device(options))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        asked = [(loaders.imagenet, options.imagenet), (loaders.tiny, options.tiny)]
+        subjects = [make(root) for make, root in asked if root] or [loaders.digits(scratch)]
+        return [row for subject in subjects for row in loaders.measure(subject, setting, scratch / subject.name)]
+
+
+def show_loaders(measured: Sequence[Row], console: Console) -> None:
+    """A table for readers."""
+    caption = "Medians of {rounds} rounds, batch {batch_size}; {device}, threads: {threads}; {hardware}, torch {torch}"
+    table = Table("data", "loader", title="Loaders, {workers} workers".format(**measured[0]))
+    table.caption = caption.format(**measured[0])
+    for heading in ("images/s", "torchvision's", "training, images/s", "of mock's", "waits for data"):
+        table.add_column(heading, justify="right")
+    for row in measured:
+        table.add_row(
+            row["data"],
+            row["loader"],
+            f"{row['images_per_second']:,.0f}",
+            f"{row['ratio_to_torchvision']:.2f}",
+            f"{row['training_images_per_second']:,.1f}",
+            f"{row['training_ratio_to_mock']:.3f}",
+            f"{row['data_wait']:.1%}",
+        )
+    console.print(table)
 
 
 def show(measured: Sequence[Row], console: Console) -> None:
@@ -57,14 +106,22 @@ def show(measured: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
-def _setting(options: argparse.Namespace) -> Setting:
-    for name, least in LEAST.items():
+def _check_least(options: argparse.Namespace, bounds: dict[str, int]) -> None:
+    for name, least in bounds.items():
         if (value := getattr(options, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
+
+
+def _device(options: argparse.Namespace) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    device = torch.device(("cuda" if has_cuda else "cpu") if options.device == "auto" else options.device)
+    return torch.device(("cuda" if has_cuda else "cpu") if options.device == "auto" else options.device)
+
+
+def _setting(options: argparse.Namespace) -> Setting:
+    _check_least(options, LEAST)
+    device = _device(options)
     training = Training(
         batch_size=options.batch_size,
         optimizer=SGD(lr=0.01),
@@ -90,7 +147,23 @@ def _parser() -> argparse.ArgumentParser:
         "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout of convolutions"
     )
     step.add_argument("--threads", type=int, default=1, help="CPU threads")
+    _add_loaders(benchmarks)
     return parser
+
+
+def _add_loaders(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "images per second from each backend, and what a training waits for"
+    loaders = benchmarks.add_parser("loaders", help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    loaders.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    loaders.add_argument("--imagenet", type=Path, metavar="DIR", help="photographs, for 224-pixel crops")
+    loaders.add_argument("--tiny", type=Path, metavar="DIR", help="Tiny-ImageNet's images of 64 pixels")
+    cores = min(os.cpu_count() or 1, 8)
+    loaders.add_argument("--workers", type=int, default=cores, help="decoding processes or threads of each loader")
+    loaders.add_argument("--batch-size", type=int, default=64, help="images per batch")
+    loaders.add_argument("--rounds", type=int, default=3, help="timed turns of each loader")
+    loaders.add_argument("--steps", type=int, default=4, help="training steps in each turn")
+    loaders.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where it is")
+    loaders.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
 
 
 if __name__ == "__main__":

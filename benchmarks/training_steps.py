@@ -21,10 +21,10 @@ from compression import Batch, allocation, models
 from compression.criteria import snip
 from compression.masks import Masks
 from compression.objectives import OBJECTIVES, CrossEntropy, Objective
+from pipelines.data.arrays import read_digits
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
-from pipelines.data.memory import MemoryStore
-from pipelines.data.sources import read_digits
+from pipelines.data.stores import in_memory
 from pipelines.evaluation import autocast
 from pipelines.execute import environment
 from pipelines.experiment import Training
@@ -119,8 +119,8 @@ def open_digits(size: int, device: torch.device) -> Loader:
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         resized = F.interpolate(channels_first, (size, size), mode="bilinear")
         images[part] = resized.permute(0, 2, 3, 1).contiguous().numpy()
-    store = MemoryStore(dataclasses.replace(arrays, images=images), Digits().augmentation, device, torch.float32)
-    return Loader(store, arrays.labels, arrays.num_classes, (3, size, size), arrays.fingerprint, 0, seed=0)
+    resized = dataclasses.replace(arrays, images=images)
+    return Loader(in_memory(resized, Digits().augmentation, device, torch.float32), val_fraction=0, seed=0)
 
 
 def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:

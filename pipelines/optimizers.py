@@ -124,7 +124,19 @@ class Cosine:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiStep | Cosine) -> float:
+@dataclass(frozen=True)
+class Linear:
+    """Learning rate that falls along a straight line from the end of the warm-up."""
+
+    final: float = 0.0
+    """share of the peak that is left at the end"""
+
+    def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        return self.final + (1 - self.final) * (1 - progress)
+
+
+def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiStep | Cosine | Linear) -> float:
     """What the peak learning rate is multiplied by at `step` (from 0) of `total_steps`."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -134,6 +146,16 @@ def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiS
 def parameter_groups(model: nn.Module) -> list[dict]:
     """All parameters under one set of values (weight decay on BatchNorm and biases too, as the papers' code does)."""
     return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+
+def without_vector_decay(groups: Sequence[dict]) -> list[dict]:
+    """The groups, each of them in two: matrices and kernels as before, vectors (BatchNorm, biases) without decay."""
+    split = []
+    for group in groups:
+        vectors = [p for p in group["params"] if p.ndim < 2]
+        split.append({**group, "params": [p for p in group["params"] if p.ndim >= 2]})
+        split.append({**group, "params": vectors, "weight_decay": 0.0})
+    return [group for group in split if group["params"]]
 
 
 def _check_lr(lr: float) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import itertools
 import multiprocessing
-import pickle
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +16,9 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from compression.batch import Batch
-from pipelines.data import archives, draws, folder, image_folders, sources, splits
-from pipelines.data.archives import Archive, Arrays
-from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images
+from pipelines.data import draws, geometry, image_folders, official, parts, splits
+from pipelines.data.arrays import Arrays, read_digits, read_whole
+from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images, Resolution
 from pipelines.data.digits_folder import write_digits_as_imagenet
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.memory import MemoryStore, windows
@@ -121,7 +117,7 @@ def test_configs_are_options_and_the_place_is_no_identity() -> None:
 
 
 def test_digits_are_the_real_ones() -> None:
-    arrays = sources.read_digits()
+    arrays = read_digits()
     train, test = arrays.images["train"], arrays.images["test"]
     assert (train.shape, test.shape, train.dtype) == ((1438, 8, 8, 3), (359, 8, 8, 3), np.uint8)
     assert (train.min(), train.max()) == (0, 255)
@@ -131,83 +127,8 @@ def test_digits_are_the_real_ones() -> None:
     assert round(float((train / 255).std()), 4) == arrays.std[0]
 
 
-def make_archive(folder_of: Path, known: Archive, num: int = 40) -> Archive:
-    """A small archive of the official format in `folder_of`, and the table entry that accepts it."""
-    generator = np.random.default_rng(0)
-    sums: dict[str, str] = {}
-    path = folder_of / known.file
-    with tarfile.open(path, "w:gz") as tar:
-        for name, _ in (*known.train, *known.test):
-            labels = (np.arange(num) % 10).tolist()
-            entry = {"data": generator.integers(0, 256, (num, 3072), np.uint8), known.labels_key: labels}
-            if known.labels_key == "fine_labels":
-                entry["coarse_labels"] = [0] * num
-            content = pickle.dumps(entry)
-            sums[name] = hashlib.md5(content).hexdigest()
-            member = tarfile.TarInfo(f"{known.folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return dataclasses.replace(
-        known,
-        md5=hashlib.md5(path.read_bytes()).hexdigest(),
-        train=[(name, sums[name]) for name, _ in known.train],
-        test=[(name, sums[name]) for name, _ in known.test],
-    )
-
-
-def test_known_sums() -> None:
-    assert archives.ARCHIVES["cifar10"].md5 == "c58f30108f718f92721af3b95e74349a"
-    assert archives.ARCHIVES["cifar100"].md5 == "eb9058c3a382ffc7106e4002c42a8d85"
-
-
-@pytest.mark.parametrize(("config", "num_train"), [(CIFAR10(), 200), (CIFAR100(), 40)])
-def test_cifar_archive_and_folder(
-    config: CIFAR10, num_train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(config, root=str(tmp_path))
-    archive = make_archive(tmp_path, archives.ARCHIVES[config.label])
-    monkeypatch.setitem(archives.ARCHIVES, config.label, archive)
-    arrays = sources.read(config)
-    assert [p.name for p in tmp_path.iterdir()] == [archive.file]  # nothing unpacked
-    assert arrays.images["train"].shape == (num_train, 32, 32, 3)
-    assert arrays.num_classes == int(config.label.removeprefix("cifar"))
-    with tarfile.open(tmp_path / archive.file) as tar:
-        tar.extractall(tmp_path, filter="data")
-    entry = pickle.loads((tmp_path / archive.folder / archive.train[0][0]).read_bytes())
-    red, green, blue = entry["data"][3].reshape(3, 32, 32)
-    assert (arrays.images["train"][3] == np.stack([red, green, blue], axis=-1)).all()
-    assert arrays.labels["train"][:12].tolist() == [*range(10), 0, 1]
-
-    (tmp_path / archive.file).unlink()
-    unpacked = sources.read(config)
-    assert all((unpacked.images[part] == arrays.images[part]).all() for part in ("train", "test"))
-    assert unpacked.fingerprint == arrays.fingerprint == archive.md5[:16]
-    loader = open_loader(config, seed=0, device="cpu")
-    assert loader.info.input_shape == (3, 32, 32)
-    assert next(loader.epoch("train", 0, 8, NEEDS)).images.shape == (8, 3, 32, 32)
-
-    member = tmp_path / archive.folder / archive.test[0][0]
-    member.write_bytes(member.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{member} has md5 .*official file has {archive.test[0][1]}"):
-        sources.read(config)
-    member.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{member} is missing"):
-        sources.read(config)
-
-
-def test_cifar_absent_truncated_or_not_official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CIFAR10(root=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"neither cifar-10-python.tar.gz nor cifar-10-batches-py.*https://"):
-        sources.read(config)
-    archive = make_archive(tmp_path, archives.ARCHIVES["cifar10"])
-    path = tmp_path / archive.file
-    with pytest.raises(ValueError, match=f"{path} has md5 {archive.md5}, but the official file has c58f30"):
-        sources.read(config)  # a pickle that is not the official one is never loaded
-    monkeypatch.setitem(archives.ARCHIVES, "cifar10", archive)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"official file has {archive.md5}: it is incomplete or altered.*https://"):
-        sources.read(config)
-    assert list(tmp_path.iterdir()) == [path]
+def read(config: Images) -> Arrays:
+    return read_whole(official.source(config), config.image_size)
 
 
 def make_images(root: Path, parts: tuple[str, ...] = ("train", "val"), size: tuple[int, int] = (12, 10)) -> Path:
@@ -225,7 +146,7 @@ def make_images(root: Path, parts: tuple[str, ...] = ("train", "val"), size: tup
 
 def test_images_are_resized_and_cropped(tmp_path: Path) -> None:
     root = make_images(tmp_path / "set", ("train", "val", "test"))
-    arrays = sources.read(Images(root=str(root), image_size=8))
+    arrays = read(Images(root=str(root), image_size=8))
     assert arrays.images["train"].shape == (15, 8, 8, 3)
     assert arrays.labels["train"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     with Image.open(root / "train" / "bee" / "2.png") as image:
@@ -233,16 +154,16 @@ def test_images_are_resized_and_cropped(tmp_path: Path) -> None:
     assert (arrays.images["train"][7] == np.asarray(resized.crop((0, 0, 8, 8)))).all()
     assert abs(arrays.images["test"][0][..., 0].mean() - 50) < 4  # test/, not val/
     shutil.rmtree(root / "test")
-    from_val = sources.read(Images(root=str(root), image_size=8))
+    from_val = read(Images(root=str(root), image_size=8))
     assert abs(from_val.images["test"][0][..., 0].mean() - 30) < 4
     assert from_val.fingerprint != arrays.fingerprint
-    assert sources.read(Images(root=str(root), image_size=8)).fingerprint == from_val.fingerprint
+    assert read(Images(root=str(root), image_size=8)).fingerprint == from_val.fingerprint
 
 
 def test_test_labels_follow_the_training_classes(tmp_path: Path) -> None:
     root = make_images(tmp_path / "set")
     shutil.rmtree(root / "val" / "ant")
-    assert sources.read(Images(root=str(root))).labels["test"].tolist() == [1] * 5 + [2] * 5
+    assert read(Images(root=str(root))).labels["test"].tolist() == [1] * 5 + [2] * 5
 
 
 def test_bad_image_folders_are_named(tmp_path: Path) -> None:
@@ -264,7 +185,7 @@ def test_bad_image_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{broken} is not a readable image"):
         open_loader(Images(root=str(root)), 0, "cpu")
     for workers in (0, 1):
-        config = ImageNet(root=str(root), image_size=8, resize=8, val_fraction=0)
+        config = ImageNet(root=str(root), name="insects", image_size=8, resize=8, val_fraction=0)
         with pytest.raises(ValueError, match=f"{broken} is not a readable image"):
             list(open_loader(config, 0, "cpu", workers=workers).epoch("train", 0, 15, NOTHING))
 
@@ -312,7 +233,7 @@ def test_views_equal_torchvision(flip: bool, dtype: torch.dtype) -> None:
 
 def test_normalisation_equals_torchvision() -> None:
     loader = open_loader(Digits(), 0, "cpu", torch.float64)
-    arrays = sources.read_digits()
+    arrays = read_digits()
     batch = next(loader.evaluation("test", 50))
     plain = torch.from_numpy(arrays.images["test"][:50]).permute(0, 3, 1, 2).double() / 255
     expected = F.normalize(plain, list(arrays.mean), list(arrays.std))
@@ -333,7 +254,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> ImageNet:
             (root / part / wnid.name).mkdir(parents=True)
             for path in sorted(wnid.iterdir())[:num]:
                 shutil.copy(path, root / part / wnid.name)
-    return ImageNet(root=str(root), image_size=16, resize=20, val_fraction=0.1)
+    return ImageNet(root=str(root), name="digits", image_size=16, resize=20, val_fraction=0.1)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -520,7 +441,7 @@ def test_folder_images_by_hand(imagenet: ImageNet) -> None:
     """Evaluation is resize and centre crop; training is a box, resized, and flipped by its own draw."""
     loader = open_loader(imagenet, 0, "cpu", torch.float64)
     _, train, test = image_folders.scan(imagenet.root, ("val",))
-    mean, std = list(sources.IMAGENET_MEAN), list(sources.IMAGENET_STD)
+    mean, std = list(parts.IMAGENET_MEAN), list(parts.IMAGENET_STD)
 
     def expected(pixels: np.ndarray) -> torch.Tensor:
         return F.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1).double() / 255, mean, std)
@@ -536,9 +457,9 @@ def test_folder_images_by_hand(imagenet: ImageNet) -> None:
     flips = draws.below(view.key, index, FLIP, 2).tolist()
     assert set(flips) == {0, 1}
     batch = loader.batch_at("train", 0, index, NOTHING)
-    for at in range(40):
-        numbers = [float(draws.uniform(view.key, index[at], CROP + draw)) for draw in range(40)]
-        left, top, width, height = folder.random_box(24, 24, [numbers[i : i + 4] for i in range(0, 40, 4)])
+    drawn = draws.uniform(view.key, index[:, None], CROP + torch.arange(40)).view(40, 10, 4)
+    boxes = geometry.random_boxes(torch.tensor([[24, 24]]).expand(40, 2), drawn)
+    for at, (top, left, height, width) in enumerate(boxes.tolist()):
         with Image.open(train.path(int(view.rows[at]))) as image:
             box = image.convert("RGB").crop((left, top, left + width, top + height))
         pixels = np.asarray(box.resize((16, 16), Image.Resampling.BILINEAR))
@@ -547,10 +468,13 @@ def test_folder_images_by_hand(imagenet: ImageNet) -> None:
         )
 
 
+# ---- geometry
+
+
 def test_random_boxes_have_the_asked_areas_and_ratios() -> None:
-    numbers = draws.uniform(1, torch.arange(2000)[:, None], torch.arange(40)).view(-1, 10, 4).tolist()
-    boxes = torch.tensor([folder.random_box(400, 300, attempts) for attempts in numbers]).double()
-    left, top, width, height = boxes.T
+    attempts = draws.uniform(1, torch.arange(2000)[:, None], torch.arange(40)).view(-1, 10, 4)
+    boxes = geometry.random_boxes(torch.tensor([[300, 400]]).expand(2000, 2), attempts).double()
+    top, left, height, width = boxes.T
     assert left.min() >= 0
     assert top.min() >= 0
     assert (left + width).max() <= 400
@@ -564,10 +488,63 @@ def test_random_boxes_have_the_asked_areas_and_ratios() -> None:
     assert abs(ratio.log().mean()) < 0.05
 
 
+def test_a_random_box_by_hand() -> None:
+    """The first attempt does not fit (all of the area, four by three); the second is a quarter, in the middle."""
+    attempts = torch.tensor([[[1.0, 1.0, 0.5, 0.5], [(0.25 - 0.08) / 0.92, 0.5, 0.5, 0.5]]], dtype=torch.float64)
+    assert geometry.random_boxes(torch.tensor([[100, 100]]), attempts).tolist() == [[25, 25, 50, 50]]
+
+
 def test_a_box_where_no_attempt_fits() -> None:
-    too_wide = [[1.0, 1.0, 0.5, 0.5]] * 10
-    assert folder.random_box(100, 10, too_wide) == (43, 0, 13, 10)
-    assert folder.random_box(10, 100, [[1.0, 0.0, 0.5, 0.5]] * 10) == (0, 43, 10, 13)
+    too_wide = torch.tensor([[[1.0, 1.0, 0.5, 0.5]]], dtype=torch.float64)
+    too_high = torch.tensor([[[1.0, 0.0, 0.5, 0.5]]], dtype=torch.float64)
+    assert geometry.random_boxes(torch.tensor([[10, 100]]), too_wide).tolist() == [[0, 43, 10, 13]]
+    assert geometry.random_boxes(torch.tensor([[100, 10]]), too_high).tolist() == [[43, 0, 13, 10]]
+
+
+def test_images_are_centred_as_torchvision_does() -> None:
+    """Images whose short side is the resize's stay as they are, around the square that torchvision takes."""
+    sizes = torch.tensor([[256, 256], [256, 341], [500, 256]])
+    found = geometry.centred(sizes, 224, 256).tolist()
+    assert found == [[-16, -16, 256, 256], [-16, -58, 256, 341], [-138, -16, 500, 256]]
+    assert geometry.centred(torch.tensor([[100, 201]]), 224, 256).tolist() == [[-16, -145, 256, 514]]
+
+
+def test_padded_crops_by_hand() -> None:
+    """What is read and where it goes, for each shift that a padding of 1 allows."""
+    view = View(torch.arange(500), torch.arange(500), 7)
+    sizes = torch.tensor([[4, 4]]).expand(500, 2)
+    plan = geometry.PadCrop(4, 1, flip=True).plan(view, sizes)
+    rows = {(s[0], s[2], t[0], t[2]) for s, t in zip(plan.sources.tolist(), plan.targets.tolist(), strict=True)}
+    assert rows == {(0, 3, 1, 3), (0, 4, 0, 4), (1, 3, 0, 3)}
+    assert plan.flips is not None
+    assert 200 < plan.flips.sum() < 300
+    still = geometry.PadCrop(4, 1, flip=False).plan(
+        View(view.rows, view.owner, None), torch.tensor([[4, 4]]).expand(500, 2)
+    )
+    assert still.flips is None
+    assert still.sources.unique(dim=0).tolist() == [[0, 0, 4, 4]] == still.targets.unique(dim=0).tolist()
+
+
+def test_images_grow_in_steps_of_32() -> None:
+    resolution = Resolution(low=128, high=192, start=0.25, end=0.75)
+    assert [resolution.at(epoch / 8) for epoch in range(9)] == [128] * 4 + [160] + [192] * 4
+    assert resolution.at(0.3) == 128
+    with pytest.raises(ValueError, match=r"low must lie between 1 and high \(64\)"):
+        Resolution(low=65, high=64)
+    with pytest.raises(ValueError, match="ascending shares"):
+        Resolution(start=0.9, end=0.8)
+
+
+def test_growing_images_reach_training_and_not_evaluation(imagenet: ImageNet) -> None:
+    growing = dataclasses.replace(imagenet, resolution=Resolution(low=8, high=32, start=0.5, end=0.5))
+    loader = open_loader(growing, 0, "cpu")
+    sizes = [next(loader.epoch("train", 0, 4, NEEDS, progress=at)).images.shape[-1] for at in (0.0, 0.5, 0.51, 1.0)]
+    assert sizes == [8, 8, 32, 32]
+    assert next(loader.evaluation("test", 4)).images.shape[-1] == 16
+    assert loader.batches("score", 1, 4, NOTHING)[0].images.shape[-1] == 32
+    assert loader.batch_at("train", 0, torch.arange(3), NOTHING, 0.2).images.shape[-1] == 8
+    same = next(open_loader(imagenet, 0, "cpu").epoch("train", 0, 4, NOTHING))
+    assert torch.equal(same.index, next(loader.epoch("train", 0, 4, NOTHING)).index)
 
 
 def test_folder_fingerprint_sees_names_and_sizes(imagenet: ImageNet, tmp_path: Path) -> None:

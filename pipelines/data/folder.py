@@ -1,10 +1,9 @@
-"""The backend for folders too big for memory: processes decode and crop, the device flips and normalises."""
+"""The backend for the official files themselves: processes decode and crop, the device flips and normalises."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,16 +12,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compression.batch import Batch
-from pipelines.data import draws
-from pipelines.data.image_folders import Folder, centre, decode
-from pipelines.data.sources import IMAGENET_MEAN, IMAGENET_STD
-from pipelines.data.views import CROP, FLIP, Finish, Request, View, batch_of
+from pipelines.data.geometry import Geometry, Letterbox, PadCrop, Plan
+from pipelines.data.image_folders import centre
+from pipelines.data.parts import RGB
+from pipelines.data.views import Finish, Request, View, batch_of
 
-SCALE = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
-_ATTEMPTS = 10
+AT_ONCE = 16
+"""Images that one process holds whole, before they are cropped."""
 
-Decoded = tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor | None]]]
+Decoded = tuple[Tensor, Any, dict[str, tuple[Tensor, Tensor | None]]]
+
+
+class Photos(Protocol):
+    """What is read of a part."""
+
+    def image(self, row: int) -> Image.Image: ...
 
 
 class FolderStore:
@@ -30,9 +34,10 @@ class FolderStore:
 
     def __init__(
         self,
-        parts: Mapping[str, Folder],
-        image_size: int,
-        resize: int,
+        parts: Mapping[str, Photos],
+        geometry: Geometry,
+        mean: RGB,
+        std: RGB,
         device: torch.device,
         dtype: torch.dtype,
         workers: int,
@@ -40,8 +45,8 @@ class FolderStore:
         self.host = torch.device("cpu")
         self._device = device
         self._workers = workers
-        self._decoder = _Decoder(parts, image_size, resize)
-        self._finish = Finish(IMAGENET_MEAN, IMAGENET_STD, image_size, device, dtype)
+        self._decoder = _Decoder(parts, geometry)
+        self._finish = Finish(mean, std, device, dtype)
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
         # The sampler is the stream of requests: workers get whole batches, in order, a few ahead. The generator is
@@ -71,46 +76,50 @@ class FolderStore:
 class _Decoder(Dataset[Decoded]):
     """Maps a Request to uint8 pixels and flips of its views; runs in the decoding processes."""
 
-    def __init__(self, parts: Mapping[str, Folder], image_size: int, resize: int) -> None:
+    def __init__(self, parts: Mapping[str, Photos], geometry: Geometry) -> None:
         self._parts = parts
-        self._size = image_size
-        self._resize = resize
+        self._geometry = geometry
 
     def __getitem__(self, request: Request) -> Decoded:
-        folder = self._parts[request.part]
-        return request.index, request.labels, {n: self._view(folder, view) for n, view in request.views.items()}
+        part = self._parts[request.part]
+        return request.index, request.labels, {name: self._view(part, view) for name, view in request.views.items()}
 
-    def _view(self, folder: Folder, view: View) -> tuple[Tensor, Tensor | None]:
-        images = (decode(folder.path(row)) for row in view.rows.tolist())
-        if view.key is None:
-            return torch.from_numpy(np.stack([centre(image, self._resize, self._size) for image in images])), None
-        crops = draws.uniform(view.key, view.owner[:, None], CROP + torch.arange(4 * _ATTEMPTS))
-        attempts = crops.view(-1, _ATTEMPTS, 4).tolist()
-        pixels = [self._crop(image, drawn) for image, drawn in zip(images, attempts, strict=True)]
-        return torch.from_numpy(np.stack(pixels)), draws.below(view.key, view.owner, FLIP, 2).bool()
+    def _view(self, part: Photos, view: View) -> tuple[Tensor, Tensor | None]:
+        pixels, flips = [], []
+        for start in range(0, len(view.rows), AT_ONCE):
+            few = slice(start, start + AT_ONCE)
+            images = [self._stored(part.image(row)) for row in view.rows[few].tolist()]
+            sizes = torch.tensor([(image.height, image.width) for image in images])
+            plan = self._geometry.plan(View(view.rows[few], view.owner[few], view.key, view.size), sizes)
+            if view.key is None and not isinstance(self._geometry, Letterbox):
+                # torchvision's own resize and crop of the centre, so that published weights see what they are used to.
+                pixels += [centre(image, self._geometry.resize, plan.size) for image in images]
+            else:
+                pixels += [_picture(image, plan, at) for at, image in enumerate(images)]
+            flips.append(plan.flips)
+        stacked = torch.from_numpy(np.stack(pixels))
+        return stacked, None if flips[0] is None else torch.cat(flips)
 
-    def _crop(self, image: Image.Image, attempts: list[list[float]]) -> np.ndarray:
-        left, top, width, height = random_box(image.width, image.height, attempts)
-        box = (left, top, left + width, top + height)
-        # Not resize(..., box=box): its filter would reach over the edge of the box.
-        return np.asarray(image.crop(box).resize((self._size, self._size), Image.Resampling.BILINEAR))
+    def _stored(self, image: Image.Image) -> Image.Image:
+        """As other backends have it stored: sets of one size are brought to that size first."""
+        size = self._geometry.size
+        if isinstance(self._geometry, PadCrop) and image.size != (size, size):
+            return Image.fromarray(centre(image, size, size))
+        return image
 
 
-def random_box(width: int, height: int, attempts: list[list[float]]) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a random-resized crop: SCALE of the area, RATIO of the sides, log-uniform.
-
-    attempts: draws in [0, 1) for area, ratio, left and top of each attempt; the first that fits is taken. Where none
-    does, the largest central box with an allowed ratio.
-    """
-    for area, ratio, x, y in attempts:
-        pixels = width * height * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
-        aspect = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
-        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
-    w = min(width, max(1, round(height * RATIO[1])))
-    h = min(height, max(1, round(width / RATIO[0])))
-    return (width - w) // 2, (height - h) // 2, w, h
+def _picture(image: Image.Image, plan: Plan, at: int) -> np.ndarray:
+    """(size, size, 3) uint8: what the plan says of the image at position `at`."""
+    (top, left, height, width), (y, x, h, w) = plan.sources[at].tolist(), plan.targets[at].tolist()
+    # Not resize(..., box=box): its filter would reach over the edge of the box.
+    part = image.crop((left, top, left + width, top + height))
+    if part.size != (w, h):
+        part = part.resize((w, h), Image.Resampling.BILINEAR)
+    if (h, w) == (plan.size, plan.size):
+        return np.asarray(part)
+    picture = np.zeros((plan.size, plan.size, 3), np.uint8)
+    picture[y : y + h, x : x + w] = np.asarray(part)
+    return picture
 
 
 def _as_it_is(value: Any) -> Any:

@@ -1,11 +1,10 @@
-"""Folders of images, <part>/<class>/*: what is in them, and one image of them."""
+"""Folders of images, <part>/<class>/*: what is in them; and the middle of an image."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,13 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import functional as F
 
-# What is in flight while files are read: decoding and stat release Python's lock, and file systems like a queue.
+from pipelines.data.parts import Files
+
+# What is in flight while files are read: stat releases Python's lock, and file systems like a queue.
 _THREADS = 8
 
 
-@dataclass(frozen=True)
-class Folder:
-    """The images of one part.
-
-    root: the data set's folder.
-    names: (N,) bytes, paths below `root`. Not a list of str: decoding processes share the array without copying it.
-    labels: (N,) int64.
-    """
-
-    root: Path
-    names: np.ndarray
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, row: int) -> Path:
-        return self.root / os.fsdecode(self.names[row])
-
-
-def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], Folder, Folder]:
+def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], Files, Files]:
     """Class names, training part and test part of `root`; the test part is the first of `test_names` that exists.
 
     FileNotFoundError: `root`, train/ or the test part is absent, or a class folder holds no image.
@@ -59,44 +40,18 @@ def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], Fold
         )
     to_train = torch.tensor([train.class_to_idx[name] for name in test.classes])
     test_labels = to_train[torch.tensor(test.targets)]
-    return train.classes, _folder(root, train, torch.tensor(train.targets)), _folder(root, test, test_labels)
+    return train.classes, _files(root, train, torch.tensor(train.targets)), _files(root, test, test_labels)
 
 
-def fingerprint(*folders: Folder) -> str:
+def fingerprint(*parts: Files) -> str:
     """16 hexadecimal digits over names and sizes of all files."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for folder in folders:
-            sizes = pool.map(lambda row, folder=folder: folder.path(row).stat().st_size, range(len(folder)))
-            for name, size in zip(folder.names.tolist(), sizes, strict=True):
+        for part in parts:
+            sizes = pool.map(lambda row, part=part: part.path(row).stat().st_size, range(len(part)))
+            for name, size in zip(part.names.tolist(), sizes, strict=True):
                 digest.update(name + b"\0%d\0" % size)
     return digest.hexdigest()[:16]
-
-
-def read(folder: Folder, image_size: int) -> np.ndarray:
-    """All images as (N, image_size, image_size, 3) uint8: short side resized to `image_size`, then the centre.
-
-    ValueError: an image cannot be read; it is named.
-    """
-    pixels = np.empty((len(folder), image_size, image_size, 3), np.uint8)
-
-    def fill(start: int) -> None:
-        for row in range(start, min(start + 256, len(folder))):
-            pixels[row] = centre(decode(folder.path(row)), image_size, image_size)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        # list() so that the first error of a thread is raised here.
-        list(pool.map(fill, range(0, len(folder), 256)))
-    return pixels
-
-
-def decode(path: Path) -> Image.Image:
-    """The image in RGB; ValueError that names it where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}): fetch it again or remove it") from error
 
 
 def centre(image: Image.Image, resize: int, size: int) -> np.ndarray:
@@ -114,6 +69,6 @@ def _part(root: Path, name: str) -> datasets.ImageFolder:
     return part
 
 
-def _folder(root: Path, part: datasets.ImageFolder, labels: Tensor) -> Folder:
+def _files(root: Path, part: datasets.ImageFolder, labels: Tensor) -> Files:
     names = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in part.samples])
-    return Folder(root, names, labels)
+    return Files(root, names, labels)

@@ -6,49 +6,35 @@ Order, shards, partners and the held-out split are decided here, from the seed a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from compression.batch import Batch
 from compression.session import Info
-from pipelines.data import draws, sources, splits
-from pipelines.data.config import Data, ImageNet
-from pipelines.data.memory import MemoryStore
-from pipelines.data.views import Request, Store, View
+from pipelines.data import draws, splits
+from pipelines.data.config import Data, Resolution
+from pipelines.data.detection_config import VOC
+from pipelines.data.stores import Opened, open_store
+from pipelines.data.views import NEEDS, Request, View
 
-NEEDS = frozenset({"index", "paired", "second_view"})
+__all__ = ["NEEDS", "Loader", "open_loader"]
+
 # Part of each view's key: a number once given stays, or every experiment's draws change.
 _IMAGES, _SECOND_VIEW, _PARTNER = 0, 1, 2
 
 
 def open_loader(
-    config: Data, seed: int, device: torch.device | str, dtype: torch.dtype = torch.float32, workers: int = 0
+    config: Data | VOC, seed: int, device: torch.device | str, dtype: torch.dtype = torch.float32, workers: int = 0
 ) -> Loader:
     """The data set that `config` describes, as an experiment with `seed` sees it.
 
-    device, dtype: of the batches' images. workers: decoding processes, where images are decoded on the fly.
+    device, dtype: of the batches' images. workers: decoding processes or threads, where images are decoded on the fly.
     FileNotFoundError, ValueError: the files are absent or wrong; the message names them.
     """
-    device = torch.device(device)
-    if isinstance(config, ImageNet):
-        from pipelines.data import image_folders  # torchvision's import takes seconds, and small sets do without
-        from pipelines.data.folder import FolderStore
-
-        classes, train, test = image_folders.scan(config.root, ("val",))
-        parts = {"train": train, "test": test}
-        store = FolderStore(parts, config.image_size, config.resize, device, dtype, workers)
-        labels = {part: folder.labels for part, folder in parts.items()}
-        shape, num_classes = (3, config.image_size, config.image_size), len(classes)
-        fingerprint = image_folders.fingerprint(train, test)
-    else:
-        arrays = sources.read(config)
-        store = MemoryStore(arrays, config.augmentation, device, dtype)
-        labels, num_classes, fingerprint = arrays.labels, arrays.num_classes, arrays.fingerprint
-        height, width = arrays.images["train"].shape[1:3]
-        shape = (3, height, width)
-    return Loader(store, labels, num_classes, shape, fingerprint, config.val_fraction, seed)
+    opened = open_store(config, torch.device(device), dtype, workers)
+    return Loader(opened, config.val_fraction, seed, getattr(config, "resolution", None))
 
 
 class Loader:
@@ -59,23 +45,17 @@ class Loader:
     Batch sizes are global: with several workers each gets its share of the rows.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        labels: Mapping[str, Tensor],
-        num_classes: int,
-        input_shape: tuple[int, int, int],
-        fingerprint: str,
-        val_fraction: float,
-        seed: int,
-    ) -> None:
-        """labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows."""
+    def __init__(self, opened: Opened, val_fraction: float, seed: int, resolution: Resolution | None = None) -> None:
+        """resolution: of training images that grow; None: they have `opened`'s size."""
+        store, labels, num_classes = opened.store, opened.labels, opened.num_classes
         train, val = splits.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
         test = torch.arange(len(labels["test"]))
-        self.info = Info(num_classes, input_shape, {"train": len(train), "val": len(val), "test": len(test)})
-        self.fingerprint = fingerprint
+        self.info = Info(num_classes, opened.input_shape, {"train": len(train), "val": len(val), "test": len(test)})
+        self.fingerprint = opened.fingerprint
         self._store = store
+        self._needs = opened.needs
         self._seed = seed
+        self._resolution = resolution
         # Of each split: the part that holds it, the rows there, and the labels.
         self._splits = {
             "train": ("train", train.to(store.host), labels["train"][train].to(store.host)),
@@ -105,16 +85,18 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        progress: float = 1.0,
     ) -> Iterator[Batch]:
         """This worker's share of each global batch from `start` on: rows rank * B / W to (rank + 1) * B / W.
 
-        needs: what a batch must hold beyond images and labels, of NEEDS.
+        needs: what a batch must hold beyond images and labels; for classes any of NEEDS, for detection "index".
+        progress: share of the training that lies behind the epoch; where images grow, it decides their size.
         ValueError: the batch does not divide by the workers or is larger than the data, or a need is unknown.
         """
         steps = self.steps_per_epoch(batch_size)
         assert 0 <= rank < world_size
         assert start >= 0
-        _check_needs(needs)
+        self._check_needs(needs)
         if batch_size % world_size:
             raise ValueError(
                 f"batch_size {batch_size} does not divide by {world_size} workers: use a multiple of {world_size}"
@@ -126,22 +108,29 @@ class Loader:
             order = draws.permutation(key, self.info.sizes["train"]).to(self._store.host)
             for step in range(start, steps):
                 first = step * batch_size + rank * share
-                yield self._request(stage, epoch, order[first : first + share], needs)
+                yield self._request(stage, epoch, order[first : first + share], needs, progress)
 
         return self._store.read(requests())
 
-    def batches(self, stage: str, num: int, batch_size: int, needs: frozenset[str]) -> list[Batch]:
+    def batches(
+        self, stage: str, num: int, batch_size: int, needs: frozenset[str], progress: float = 1.0
+    ) -> list[Batch]:
         """The first `num` global batches of `stage`, from epoch 0 on into the next ones if it holds fewer."""
         steps = self.steps_per_epoch(batch_size)
         found: list[Batch] = []
         for epoch in range(-(-num // steps)):
-            found += itertools.islice(self.epoch(stage, epoch, batch_size, needs), num - len(found))
+            batches = self.epoch(stage, epoch, batch_size, needs, progress=progress)
+            found += itertools.islice(batches, num - len(found))
         return found
 
-    def batch_at(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str]) -> Batch:
+    def batch_at(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str], progress: float = 1.0) -> Batch:
         """Any training samples as that epoch of that stage drew them, bit for bit. index: (N,) int64, any device."""
-        _check_needs(needs)
-        return next(self._store.read([self._request(stage, epoch, index.to(self._store.host), needs)]))
+        self._check_needs(needs)
+        return next(self._store.read([self._request(stage, epoch, index.to(self._store.host), needs, progress)]))
+
+    def size_at(self, progress: float) -> int | None:
+        """Pixels of training images after that share of the training; None where they do not grow."""
+        return None if self._resolution is None else self._resolution.at(progress)
 
     def evaluation(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """The split "val" or "test" without augmentation, each sample once over all workers; the last may be short.
@@ -175,12 +164,12 @@ class Loader:
         """Let go of memory; the loader cannot be used again."""
         self._store.close()
 
-    def _request(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str]) -> Request:
+    def _request(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str], progress: float = 1.0) -> Request:
         part, rows, labels = self._splits["train"]
-        targets = labels[index]
+        targets, size = labels[index], self.size_at(progress)
 
         def view(number: int, sample: Tensor) -> View:
-            return View(rows[sample], index, draws.stream(self._seed, stage, epoch, "view", number))
+            return View(rows[sample], index, draws.stream(self._seed, stage, epoch, "view", number), size)
 
         views = {"images": view(_IMAGES, index)}
         if "second_view" in needs:
@@ -191,7 +180,8 @@ class Loader:
             views["paired"] = view(_PARTNER, self._members[at])
         return Request(part, index, targets, views)
 
-
-def _check_needs(needs: frozenset[str]) -> None:
-    if not needs <= NEEDS:
-        raise ValueError(f"unknown needs {sorted(needs - NEEDS)}: a batch can hold {sorted(NEEDS)}")
+    def _check_needs(self, needs: frozenset[str]) -> None:
+        if not needs <= self._needs:
+            raise ValueError(
+                f"unknown needs {sorted(needs - self._needs)}: batches of this data can hold {sorted(self._needs)}"
+            )

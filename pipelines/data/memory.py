@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from compression.batch import Batch
 from pipelines.data import draws
+from pipelines.data.arrays import Arrays
 from pipelines.data.config import Augmentation
-from pipelines.data.sources import Arrays
 from pipelines.data.views import CROP, FLIP, Finish, Request, View, batch_of
 
 
@@ -28,7 +28,7 @@ class MemoryStore:
         # All of a view's draws come from one pass: flip, top and left, each below its bound.
         self._draws = torch.tensor([[FLIP], [CROP], [CROP + 1]], device=device)
         self._bounds = torch.tensor([[2], [2 * padding + 1], [2 * padding + 1]], device=device)
-        self._finish = Finish(arrays.mean, arrays.std, arrays.images["train"].shape[2], device, dtype)
+        self._finish = Finish(arrays.mean, arrays.std, device, dtype)
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for request in requests:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from compression.batch import Batch
 
+NEEDS = frozenset({"index", "paired", "second_view"})
+"""What a batch can be asked to hold beyond images and labels."""
+
 # Numbers of a sample's draws under one view's key. The crop uses as many as it takes, from CROP on.
 FLIP = 0
 CROP = 1
@@ -23,11 +26,13 @@ class View:
     rows: (N,) int64, positions in the part as the source holds it.
     owner: (N,) int64, positions in the training split by which the draws go.
     key: the key of the draws, or None for an image as evaluation sees it.
+    size: height and width in pixels of the picture, where it is not the usual one.
     """
 
     rows: Tensor
     owner: Tensor
     key: int | None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,27 @@ class Finish:
     """The last steps, in batch and on the device: flip as uint8, then convert and normalise."""
 
     def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device, dtype: torch.dtype
+        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
-        # A whole row of pixels at once: broadcasting three channels alone would make inner loops of three elements.
-        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).repeat(width).to(device, dtype)
-        self._std = (torch.tensor(std, dtype=torch.float64) * 255).repeat(width).to(device, dtype)
+        """mean, std: per channel, of pixel values / 255. device, dtype: of what comes out."""
+        self._of_pixel = [(torch.tensor(value, dtype=torch.float64) * 255).to(device, dtype) for value in (mean, std)]
+        self._of_row: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pixels: Tensor, flips: Tensor | None) -> Tensor:
         """(N, H, W, 3) uint8 and (N,) bool -> (N, 3, H, W) float in channels_last memory."""
         if flips is not None:
             pixels = torch.where(flips[:, None, None, None], pixels.flip(2), pixels)
         # Subtract and divide round each element alone, so a sample comes out the same in any batch.
-        rows = pixels.flatten(2).to(self._mean.dtype).sub_(self._mean).div_(self._std)
+        mean, std = self._row(pixels.shape[2])
+        rows = pixels.flatten(2).to(mean.dtype).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
+
+    def _row(self, width: int) -> tuple[Tensor, Tensor]:
+        """A whole row of pixels at once: broadcasting three channels alone would make inner loops of three elements."""
+        if width not in self._of_row:
+            mean, std = self._of_pixel
+            self._of_row[width] = mean.repeat(width), std.repeat(width)
+        return self._of_row[width]
 
 
 def batch_of(images: Mapping[str, Tensor], labels: Tensor, index: Tensor) -> Batch:

@@ -1,8 +1,9 @@
 """Recipes: functions that return whole Experiments, by name."""
 
-from pipelines.recipes.cifar import cifar10_epsd, cifar100_epsd, images_epsd
+from pipelines.recipes.cifar import cifar10_epsd, cifar100_epsd, images_epsd, tiny_imagenet_epsd
+from pipelines.recipes.cub import cub_epsd
 from pipelines.recipes.digits import digits_epsd
-from pipelines.recipes.imagenet import imagenet_epsd
+from pipelines.recipes.imagenet import imagenet_dense, imagenet_epsd
 from pipelines.recipes.parts import Choices
 from pipelines.recipes.pdd import cifar10_pdd, cifar100_pdd, imagenet_pdd
 from pipelines.recipes.prune_then_distill import (
@@ -15,8 +16,11 @@ RECIPES = {
     "digits_epsd": digits_epsd,
     "cifar10_epsd": cifar10_epsd,
     "cifar100_epsd": cifar100_epsd,
+    "tiny_imagenet_epsd": tiny_imagenet_epsd,
     "images_epsd": images_epsd,
+    "imagenet_dense": imagenet_dense,
     "imagenet_epsd": imagenet_epsd,
+    "cub_epsd": cub_epsd,
     "cifar100_prune_then_distill": cifar100_prune_then_distill,
     "tiny_imagenet_prune_then_distill": tiny_imagenet_prune_then_distill,
     "imagenet_prune_then_distill": imagenet_prune_then_distill,
@@ -33,10 +37,13 @@ __all__ = [
     "cifar100_epsd",
     "cifar100_pdd",
     "cifar100_prune_then_distill",
+    "cub_epsd",
     "digits_epsd",
+    "imagenet_dense",
     "imagenet_epsd",
     "imagenet_pdd",
     "imagenet_prune_then_distill",
     "images_epsd",
+    "tiny_imagenet_epsd",
     "tiny_imagenet_prune_then_distill",
 ]

@@ -53,6 +53,8 @@ class Choices:
     and pdd; None: the recipe's own"""
     optimizer: str = "sgd"
     """sgd, adamw or another class of torch.optim"""
+    schedule: str | None = None
+    """of ImageNet's recipes: standard, ffcv16, ffcv40, ffcv88, and those with _resnet18; None: standard"""
     smoke: bool = False
     """the whole path on real digits in less than a minute, without network"""
 
@@ -95,6 +97,11 @@ class Choices:
             raise ValueError(f"this recipe is one of {own}; for --method {self.method} take another recipe")
         if self.distillation or self.criterion:
             raise ValueError(f"--distillation and --criterion mean nothing to {own}; its options begin with --method.")
+
+    def refuse_schedule(self) -> None:
+        """ValueError in recipes that have one schedule only."""
+        if self.schedule is not None:
+            raise ValueError("--schedule goes with ImageNet's recipes; here set --training.epochs and its like")
 
     def optimise(self, sgd: SGD) -> SGD | AdamW | TorchOptimizer:
         """The recipe's own SGD, or another optimiser with its defaults."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from compression.methods import Dense, PruneThenDistill
-from pipelines.data.config import CIFAR100, Data, Digits, ImageNet, Images
-from pipelines.data.digits_folder import write_digits_as_imagenet
+from pipelines.data.config import CIFAR100, Data, Digits, TinyImageNet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Cosine, MultiStep
+from pipelines.recipes.imagenet import data_of, schedule_of, smoke_data, training_of
 from pipelines.recipes.parts import Choices
 
 
@@ -24,6 +24,7 @@ def cifar100_prune_then_distill(choices: Choices, scratch: Path) -> Experiment:
 
     Beside it run the controls: the same student from the dense teacher, from labels alone and from smoothed labels.
     """
+    choices.refuse_schedule()
     if choices.smoke:
         return smoke(choices)
     steps = MultiStep((0.3, 0.6, 0.8), gamma=0.2)
@@ -38,38 +39,36 @@ def tiny_imagenet_prune_then_distill(choices: Choices, scratch: Path) -> Experim
     The schedules of the authors' code: 100 epochs for teacher and student, 50 after each round. Expected accuracy:
     unknown until it is run and tabulated.
 
-        python pipelines/run.py tiny_imagenet_prune_then_distill --data.root DIR      # DIR holds train/ and val/
+        python pipelines/run.py tiny_imagenet_prune_then_distill --data.root DIR      # DIR holds the zip
         python pipelines/run.py tiny_imagenet_prune_then_distill --data.root DIR --student mobilenet_v2
     """
+    choices.refuse_schedule()
     if choices.smoke:
         return smoke(choices)
     teaching = Training(100, 128, SGD(0.01, weight_decay=1e-4, nesterov=True), MultiStep((0.3, 0.6, 0.8)))
     retraining = Training(50, 512, SGD(0.04, weight_decay=1e-4, nesterov=True), MultiStep((0.2, 0.6)))
     optimizer = choices.optimise(SGD(0.01, nesterov=True))
     training = Training(100, 256, optimizer, MultiStep((0.3, 0.6, 0.8), gamma=0.2))
-    data = Images("data/tiny-imagenet-200", "tiny-imagenet", 64)
-    return prune_then_distill(choices, data, "resnet18_small", training, teaching, retraining, rounds=4)
+    return prune_then_distill(choices, TinyImageNet(), "resnet18_small", training, teaching, retraining, rounds=4)
 
 
 def imagenet_prune_then_distill(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-50 pruned to 59 % in four rounds, and the narrower ResNet-50 that it implies, on ImageNet.
 
-    The paper has no ImageNet protocol: the standard 90 epochs everywhere, 45 after each round. Expected accuracy:
-    unknown until it is run and tabulated.
+    The paper has no ImageNet protocol: the standard 90 epochs everywhere, 45 after each round; or another --schedule of
+    imagenet_dense and half of it. Expected accuracy, hardware and time: unknown until it is run and tabulated.
 
         ray job submit -- python pipelines/imagenet_prune_then_distill.py
         python pipelines/imagenet_prune_then_distill.py --data.root DIR --workers 8     # DIR holds train/ and val/
 
-    With --smoke: scikit-learn's digits, written as JPEG files in ImageNet's layout, through the same reader.
+    With --smoke: scikit-learn's digits in ImageNet's layouts, through the same readers.
     """
     if choices.smoke:
-        root = write_digits_as_imagenet(scratch / "digits-as-imagenet")
-        return smoke(choices, ImageNet(str(root), name="digits-as-imagenet", image_size=16, resize=20))
-    steps, sgd = MultiStep((1 / 3, 2 / 3)), SGD(0.1, weight_decay=1e-4)
-    training = Training(90, 256, choices.optimise(sgd), steps, precision="bfloat16")
-    teaching = Training(90, 256, sgd, steps, precision="bfloat16")
-    retraining = Training(45, 256, sgd, steps, precision="bfloat16")
-    return prune_then_distill(choices, ImageNet(), "resnet50", training, teaching, retraining, rounds=4)
+        return smoke(choices, smoke_data(scratch))
+    training, teaching = training_of(choices), training_of(choices, others=True)
+    retraining = training_of(choices, 0.5, others=True)
+    network = schedule_of(choices).network or "resnet50"
+    return prune_then_distill(choices, data_of(choices), network, training, teaching, retraining, rounds=4)
 
 
 def prune_then_distill(

@@ -1,8 +1,9 @@
-"""The real formats of small data sets, read into uint8 arrays."""
+"""Data sets that lie in memory whole, as uint8 arrays."""
 
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 
 from pipelines.data import draws, splits
-from pipelines.data.config import CIFAR10, CIFAR100, Digits, Images
+from pipelines.data.parts import RGB, Part, Pixels, Source
 
-RGB = tuple[float, float, float]
-
-IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
-IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 # Mean and population standard deviation of all pixels / 255 of the training part (validation not yet held out).
 DIGITS_MEAN: RGB = (0.3052, 0.3052, 0.3052)
 DIGITS_STD: RGB = (0.3758, 0.3758, 0.3758)
+
+# What is in flight while files are read: decoding releases Python's lock.
+_THREADS = 8
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,6 @@ class Arrays:
     fingerprint: str
 
 
-def read(config: Digits | CIFAR10 | CIFAR100 | Images) -> Arrays:
-    """The data set that `config` describes; FileNotFoundError or ValueError says what is wrong with its files."""
-    if isinstance(config, Digits):
-        return read_digits()
-    if isinstance(config, Images):
-        return read_images(config)
-    from pipelines.data.archives import read_archive  # torchvision's import takes seconds, and the digits do without
-
-    return read_archive(config.label, config.root)
-
-
 def read_digits() -> Arrays:
     """scikit-learn's digits, 8 x 8 grey levels 0..16 stretched to 0..255; a fixed fifth of each class is for test."""
     # Imported here: scikit-learn takes a second, and only the digits need it.
@@ -67,15 +57,32 @@ def read_digits() -> Arrays:
     return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, fingerprint(images, targets))
 
 
-def read_images(config: Images) -> Arrays:
-    """A folder of images, resized and cropped to `config.image_size`. Errors as `image_folders.scan` and `.read`."""
-    from pipelines.data import image_folders
+def read_whole(source: Source, image_size: int) -> Arrays:
+    """Every image of `source`: short side resized to `image_size`, then the centre. ValueError names a bad image."""
+    images = {name: pixels(part, image_size) for name, part in source.parts.items()}
+    labels = {name: part.labels for name, part in source.parts.items()}
+    # Of files the pixels say what the data is, wherever and in whatever form they lie.
+    held = all(isinstance(part, Pixels) for part in source.parts.values())
+    identity = source.fingerprint if held else fingerprint(images, labels)
+    return Arrays(images, labels, len(source.classes), source.mean, source.std, identity)
 
-    classes, *folders = image_folders.scan(config.root, ("test", "val"))
-    parts = dict(zip(("train", "test"), folders, strict=True))
-    images = {part: image_folders.read(folder, config.image_size) for part, folder in parts.items()}
-    labels = {part: folder.labels for part, folder in parts.items()}
-    return Arrays(images, labels, len(classes), IMAGENET_MEAN, IMAGENET_STD, fingerprint(images, labels))
+
+def pixels(part: Part, image_size: int) -> np.ndarray:
+    """(N, image_size, image_size, 3) uint8."""
+    from pipelines.data.image_folders import centre  # torchvision's import takes seconds, and the digits do without
+
+    if isinstance(part, Pixels) and part.pixels.shape[1:3] == (image_size, image_size):
+        return part.pixels
+    found = np.empty((len(part), image_size, image_size, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        for row in range(start, min(start + _AT_ONCE, len(part))):
+            found[row] = centre(part.image(row), image_size, image_size)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # list() so that the first error of a thread is raised here.
+        list(pool.map(fill, range(0, len(part), _AT_ONCE)))
+    return found
 
 
 def fingerprint(images: dict[str, np.ndarray], labels: dict[str, Tensor]) -> str:

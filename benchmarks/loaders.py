@@ -1,0 +1,289 @@
+"""How fast images come from each backend, beside torchvision's own loader and one that reads nothing at all."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from compression import models
+from pipelines.data.arrays import read_whole
+from pipelines.data.beton import Beton
+from pipelines.data.beton_parts import Job
+from pipelines.data.beton_store import BetonStore
+from pipelines.data.config import Augmentation
+from pipelines.data.digits_folder import write_digits_as_imagenet
+from pipelines.data.folder import FolderStore
+from pipelines.data.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.loader import Loader
+from pipelines.data.parts import Files, Source
+from pipelines.data.prepared_sets import storage
+from pipelines.data.preparing import prepare
+from pipelines.data.stores import Opened, in_memory
+from pipelines.execute import environment
+
+Images = tuple[Tensor, Tensor]
+"""(N, 3, H, W) float and (N,) int64, normalised and on the device."""
+
+Epoch = Callable[[], Iterator[Images]]
+
+MOST_IMAGES = 10_000
+"""A part of a larger set says as much of a loader's speed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How it is measured: `rounds` over all loaders, `steps` of training in each; `workers` decode for each loader."""
+
+    batch_size: int
+    workers: int
+    rounds: int
+    steps: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One data set in the benchmark.
+
+    source: its files, the same for every loader.
+    geometry: how they become pictures.
+    fixed: they are stored at the pictures' size, and so can be held in memory.
+    model: what is trained to see whether it has to wait for the data.
+    """
+
+    name: str
+    source: Source
+    folder: datasets.ImageFolder
+    rows: list[int]
+    geometry: Geometry
+    model: str
+
+    @property
+    def fixed(self) -> bool:
+        return isinstance(self.geometry, PadCrop)
+
+
+def imagenet(root: Path) -> Subject:
+    """Photographs of any size: random-resized crops of 224 pixels, and flips."""
+    return _subject("imagenet", root, ResizedCrop(224, 256), "torchvision/mobilenet_v3_small")
+
+
+def tiny(root: Path) -> Subject:
+    """Tiny-ImageNet at 64 pixels: crops from a black border of 4, and flips."""
+    return _subject("tiny-imagenet", root, PadCrop(64, 4, flip=True), "resnet20")
+
+
+def digits(scratch: Path) -> Subject:
+    """scikit-learn's digits as JPEG files of 32 pixels, for machines without the other data."""
+    root = write_digits_as_imagenet(scratch / "digits", size=32)
+    return _subject("digits", root, PadCrop(32, 4, flip=True), "resnet20")
+
+
+def _subject(name: str, root: Path, geometry: Geometry, model: str) -> Subject:
+    """The images below `root`/train, or else below `root`/val; some of them, evenly, where there are many."""
+    part = next((root / part for part in ("train", "val") if (root / part).is_dir()), None)
+    if part is None:
+        raise ValueError(f"{root} holds neither train/<class>/* nor val/<class>/*: name a folder that does")
+    folder = datasets.ImageFolder(str(part))
+    num = min(len(folder), MOST_IMAGES)
+    rows = (np.arange(num) * len(folder) // num).tolist()
+    names = np.array([str(Path(folder.samples[row][0]).relative_to(part)).encode() for row in rows])
+    files = Files(part, names, torch.tensor([folder.targets[row] for row in rows]))
+    few = Files(part, names[:1], files.labels[:1])
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    source = Source(name, tuple(folder.classes), {"train": files, "test": few}, mean, std, fingerprint="benchmark")
+    return Subject(name, source, folder, rows, geometry, model)
+
+
+def contenders(subject: Subject, setting: Setting, scratch: Path) -> dict[str, Epoch]:
+    """A way through the training images for each loader; `scratch` takes what FFCV's format needs."""
+    found: dict[str, Epoch] = {"torchvision": _torchvision(subject, setting)}
+    if subject.fixed:
+        augmentation = Augmentation(crop_padding=4, flip=True)
+        arrays = read_whole(subject.source, subject.geometry.size)
+        found["memory"] = _ours(in_memory(arrays, augmentation, setting.device, torch.float32), setting)
+    found["ffcv"] = _ours(_prepared(subject, setting, scratch), setting)
+    found["folder"] = _ours(_folder(subject, setting), setting)
+    found["mock"] = _mock(next(found["folder"]()), setting, len(subject.rows))
+    return found
+
+
+def _ours(opened: Opened, setting: Setting) -> Epoch:
+    loader, epochs = Loader(opened, 0.0, seed=0), itertools.count()
+
+    def epoch() -> Iterator[Images]:
+        with closing(loader.epoch("train", next(epochs), setting.batch_size, frozenset())) as batches:  # pyright: ignore
+            for batch in batches:
+                yield batch.images, batch.labels
+
+    return epoch
+
+
+def _folder(subject: Subject, setting: Setting) -> Opened:
+    source, size = subject.source, subject.geometry.size
+    store = FolderStore(
+        source.parts, subject.geometry, source.mean, source.std, setting.device, torch.float32, setting.workers
+    )
+    return Opened(store, _labels(source), len(source.classes), (3, size, size), "benchmark")
+
+
+def _prepared(subject: Subject, setting: Setting, scratch: Path) -> Opened:
+    """The same images as prepare stores them by default: of fixed size as pixels, photographs half as JPEG."""
+    kind = "images" if subject.fixed else "imagenet"
+    size = subject.geometry.size
+    job = Job(kind, subject.source, storage(kind, image_size=size if subject.fixed else None))
+    found = prepare(job, scratch, setting.workers)
+    files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
+    store = BetonStore(files, subject.geometry, found.mean, found.std, setting.device, torch.float32, setting.workers)
+    return Opened(store, {n: f.labels for n, f in files.items()}, len(found.classes), (3, size, size), "benchmark")
+
+
+def _labels(source: Source) -> dict[str, Tensor]:
+    return {name: part.labels for name, part in source.parts.items()}
+
+
+def _torchvision(subject: Subject, setting: Setting) -> Epoch:
+    """ImageFolder and DataLoader as torchvision's own examples put them together."""
+    size = subject.geometry.size
+    crop = transforms.RandomCrop(size, padding=4) if subject.fixed else transforms.RandomResizedCrop(size)
+    normalise = transforms.Normalize(subject.source.mean, subject.source.std)
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalise]
+    subject.folder.transform = transforms.Compose(steps)
+    loader = DataLoader(
+        Subset(subject.folder, subject.rows),
+        batch_size=setting.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=setting.workers,
+        pin_memory=setting.device.type == "cuda",
+    )
+
+    def epoch() -> Iterator[Images]:
+        for images, labels in loader:
+            yield images.to(setting.device, non_blocking=True), labels.to(setting.device, non_blocking=True)
+
+    return epoch
+
+
+def _mock(batch: Images, setting: Setting, num: int) -> Epoch:
+    """The same batch again and again: what no loader can be faster than."""
+    return lambda: itertools.repeat(batch, num // setting.batch_size)
+
+
+def measure(subject: Subject, setting: Setting, scratch: Path) -> list[dict[str, Any]]:
+    """A row for each loader; all of them take turns, so that a busy machine is as busy for each."""
+    epochs = contenders(subject, setting, scratch)
+    loading: dict[str, list[float]] = {name: [] for name in epochs}
+    training: dict[str, list[tuple[float, float]]] = {name: [] for name in epochs}
+    trainee = Trainee(subject, setting)
+    for turn in range(setting.rounds + 1):  # the first is a warm-up
+        for name in _rotated(list(epochs), turn):
+            rate = load(epochs[name], setting)
+            rates = trainee.train(epochs[name]())
+            if turn:
+                loading[name].append(rate)
+                training[name].append(rates)
+    return [_row(subject, setting, name, loading, training) for name in epochs]
+
+
+def load(epoch: Epoch, setting: Setting) -> float:
+    """Images per second of a whole epoch, from the call on."""
+    start, num = time.perf_counter(), 0
+    for images, _ in epoch():
+        num += len(images)
+    if setting.device.type == "cuda":
+        torch.cuda.synchronize(setting.device)
+    return num / (time.perf_counter() - start)
+
+
+class Trainee:
+    """A network in training, whatever gives it images."""
+
+    def __init__(self, subject: Subject, setting: Setting) -> None:
+        torch.manual_seed(0)
+        model = models.build(subject.model, len(subject.source.classes))
+        self._model = model.to(device=setting.device, memory_format=torch.channels_last).train()  # pyright: ignore
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01, momentum=0.9)
+        self._setting = setting
+
+    def train(self, batches: Iterator[Images]) -> tuple[float, float]:
+        """Images per second of some steps, and the share of their time in which they waited for the next batch.
+
+        The first step is not counted: it waits for the loader to start.
+        """
+        wait, start = 0.0, 0.0
+        for step in range(self._setting.steps + 1):
+            before = time.perf_counter()
+            images, labels = next(batches)
+            if step:
+                wait += time.perf_counter() - before
+            self._step(images, labels)
+            if not step:
+                start = self._now()
+        seconds = self._now() - start
+        if hasattr(batches, "close"):
+            batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        return self._setting.steps * self._setting.batch_size / seconds, wait / seconds
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        loss = nn.functional.cross_entropy(self._model(images), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+
+    def _now(self) -> float:
+        if self._setting.device.type == "cuda":
+            torch.cuda.synchronize(self._setting.device)
+        return time.perf_counter()
+
+
+def _row(
+    subject: Subject,
+    setting: Setting,
+    name: str,
+    loading: dict[str, list[float]],
+    training: dict[str, list[tuple[float, float]]],
+) -> dict[str, Any]:
+    rates = {loader: [rate for rate, _ in found] for loader, found in training.items()}
+    found = environment(setting.device)
+    return {
+        "benchmark": "loaders",
+        "data": subject.name,
+        "loader": name,
+        "images_per_second": statistics.median(loading[name]),
+        "workers": setting.workers,
+        "ratio_to_torchvision": _median_ratio(loading[name], loading["torchvision"]),
+        "training_images_per_second": statistics.median(rates[name]),
+        "training_ratio_to_mock": _median_ratio(rates[name], rates["mock"]),
+        "data_wait": statistics.median(wait for _, wait in training[name]),
+        "images": len(subject.rows),
+        "image_size": subject.geometry.size,
+        "batch_size": setting.batch_size,
+        "model": subject.model,
+        "rounds": setting.rounds,
+        "device": setting.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "hardware": found["hardware"],
+    }
+
+
+def _median_ratio(own: Sequence[float], other: Iterable[float]) -> float:
+    """Of the same rounds: two medians may be of different minutes of a busy machine."""
+    return statistics.median(a / b for a, b in zip(own, other, strict=True))
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    return names[turn % len(names) :] + names[: turn % len(names)]

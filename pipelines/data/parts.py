@@ -1,0 +1,203 @@
+"""What every source gives: named parts of samples, each readable by its row from any process."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+RGB = tuple[float, float, float]
+
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+
+
+class Part(Protocol):
+    """Samples in a fixed order. Picklable and small, so that decoding processes can have it."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 on the CPU."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """By what a person finds the sample again."""
+        ...
+
+    def encoded(self, row: int) -> bytes | None:
+        """The image file as it is; None where the source holds pixels."""
+        ...
+
+    def image(self, row: int) -> Image.Image:
+        """The image in RGB. ValueError: it cannot be read; the message names it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in its official form.
+
+    name: as in tables and tags ("cifar10", "imagenet"...).
+    classes: their names, in the order of the labels.
+    parts: "train" and "test".
+    mean, std: per channel, of pixel values / 255.
+    fingerprint: 16 hexadecimal digits that say which data this is, wherever it lies.
+    missing: in what it is less than the official whole, for readers ("100 of 200 classes"); empty: it is whole.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, Part]
+    mean: RGB
+    std: RGB
+    fingerprint: str
+    missing: tuple[str, ...] = ()
+
+    def check_whole(self, subset: bool) -> None:
+        """ValueError where a part of the data set would stand for the whole, or the other way round."""
+        if self.missing and not subset:
+            raise ValueError(
+                f"this is not the whole of {self.name} ({'; '.join(self.missing)}): fetch the rest, or say that a part "
+                "of it is meant, by --subset (prepare) or --data.subset (training); results then say so"
+            )
+        if subset and not self.missing:
+            raise ValueError(f"this is the whole of {self.name}, not a subset: leave out --subset or --data.subset")
+
+
+def decoded(data: bytes | Path, name: str) -> Image.Image:
+    """An image file in RGB; ValueError that names it where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is not a readable image ({error}): fetch it again or remove it") from error
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below a folder.
+
+    root: the folder.
+    names: (N,) bytes, paths below it. Not a list of str: decoding processes share the array without copying it.
+    labels: (N,) int64.
+    """
+
+    root: Path
+    names: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, row: int) -> Path:
+        return self.root / os.fsdecode(self.names[row])
+
+    def name(self, row: int) -> str:
+        return str(self.path(row))
+
+    def encoded(self, row: int) -> bytes:
+        return self.path(row).read_bytes()
+
+    def image(self, row: int) -> Image.Image:
+        return decoded(self.path(row), self.name(row))
+
+
+@dataclass(frozen=True)
+class TarMembers:
+    """Image files inside uncompressed tar archives, read in place.
+
+    archives: the files. archive, start, size: (N,) int64: which one, and where in it. names: (N,) bytes.
+    """
+
+    archives: tuple[Path, ...]
+    archive: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    names: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        return f"{self.archives[self.archive[row]]}:{os.fsdecode(self.names[row])}"
+
+    def encoded(self, row: int) -> bytes:
+        with self.archives[self.archive[row]].open("rb") as file:
+            file.seek(int(self.start[row]))
+            return file.read(int(self.size[row]))
+
+    def image(self, row: int) -> Image.Image:
+        return decoded(self.encoded(row), self.name(row))
+
+
+@dataclass(frozen=True)
+class ZipMembers:
+    """Image files inside a zip archive, read in place by where they lie: no process or thread reads its index again.
+
+    names: (N,) bytes, of members. start, size: (N,) int64: where in the archive a member's header starts, and how many
+    bytes of it are stored. deflated: (N,) bool, whether these are compressed. crc: (N,) uint32, of the image file.
+    """
+
+    archive: Path
+    names: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    deflated: np.ndarray
+    crc: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        return f"{self.archive}:{os.fsdecode(self.names[row])}"
+
+    def encoded(self, row: int) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(int(self.start[row]))
+            # 30 bytes, the last four of which are the lengths of two fields before the data: name and extras.
+            header = file.read(30)
+            file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
+            data = file.read(int(self.size[row]))
+        try:
+            data = zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated[row] else data
+        except zlib.error as error:
+            raise ValueError(f"{self.name(row)} cannot be read ({error}): fetch the archive again") from error
+        if zlib.crc32(data) != self.crc[row]:
+            raise ValueError(f"{self.name(row)} is damaged (its sum is wrong): fetch the archive again")
+        return data
+
+    def image(self, row: int) -> Image.Image:
+        return decoded(self.encoded(row), self.name(row))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images that the source holds as arrays. pixels: (N, H, W, 3) uint8. what: by what a person finds them."""
+
+    pixels: np.ndarray
+    labels: Tensor
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, row: int) -> str:
+        return f"{self.what}, image {row}"
+
+    def encoded(self, row: int) -> None:
+        return None
+
+    def image(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels[row])

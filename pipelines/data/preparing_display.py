@@ -1,0 +1,58 @@
+"""What the terminal shows while a data set is prepared: a bar, or plain lines."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+BETWEEN_LINES = 10.0
+"""Seconds, where the output is no terminal."""
+
+BETWEEN_UPDATES = 0.1
+
+
+class Display:
+    """A Report for people; a context manager around the work."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_interactive)
+        self._task: TaskID | None = None
+        self._what = ""
+        self._start = self._last = 0.0
+        self._done = 0
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._start, self._last, self._done = what, now, now, 0
+            self._task = self._bars.add_task(what, total=total, speed="")
+        interval = BETWEEN_UPDATES if self._console.is_interactive else BETWEEN_LINES
+        if done == self._done or (done < total and now - self._last < interval):
+            return
+        self._last, self._done = now, done
+        speed = f"{done / max(now - self._start, 1e-3):,.0f}/s"
+        if self._console.is_interactive:
+            assert self._task is not None
+            self._bars.update(self._task, completed=done, speed=speed)
+        else:
+            self.say(f"{what}: {done:,} of {total:,} ({speed})")

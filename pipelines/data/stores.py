@@ -1,0 +1,94 @@
+"""Which backend holds which data: from a config to a store and what a loader has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.data.arrays import Arrays, read_digits, read_whole
+from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, Images, TinyImageNet
+from pipelines.data.detection_config import VOC
+from pipelines.data.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.memory import MemoryStore
+from pipelines.data.views import NEEDS, Store
+
+Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
+"""Data that `pipelines/prepare.py` writes for FFCV."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store, and what it holds.
+
+    labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows.
+    input_shape: (channels, height, width) of evaluation's images.
+    fingerprint: a short hash of what the data is, the same wherever it lies.
+    needs: what a batch can hold beyond images and labels.
+    """
+
+    store: Store
+    labels: Mapping[str, Tensor]
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    fingerprint: str
+    needs: frozenset[str] = NEEDS
+
+
+def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
+    """The data of `config` in its backend. FileNotFoundError or ValueError says what is wrong with the files."""
+    if isinstance(config, Digits):
+        return in_memory(read_digits(), config.augmentation, device, dtype)
+    if isinstance(config, VOC):
+        from pipelines.data.detection_store import open_detection
+
+        return open_detection(config, device, dtype, workers)
+    if config.backend == "ffcv":
+        return _prepared(config, device, dtype, workers)
+    from pipelines.data import official  # torchvision's import takes seconds, and the digits do without
+
+    source = official.source(config)
+    if config.backend == "memory":
+        return in_memory(read_whole(source, _size(config)), config.augmentation, device, dtype)
+    from pipelines.data.folder import FolderStore
+
+    store = FolderStore(source.parts, geometry(config), source.mean, source.std, device, dtype, workers)
+    labels = {name: part.labels for name, part in source.parts.items()}
+    return Opened(store, labels, len(source.classes), (3, _size(config), _size(config)), source.fingerprint)
+
+
+def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Arrays, held on the device."""
+    height, width = arrays.images["train"].shape[1:3]
+    store = MemoryStore(arrays, augmentation, device, dtype)
+    return Opened(store, arrays.labels, arrays.num_classes, (3, height, width), arrays.fingerprint)
+
+
+def geometry(config: Prepared) -> Geometry:
+    """How stored images become what the network sees."""
+    if isinstance(config, (ImageNet, CUB)):
+        return ResizedCrop(config.image_size, config.resize)
+    return PadCrop(_size(config), config.augmentation.crop_padding, config.augmentation.flip)
+
+
+def _size(config: Prepared) -> int:
+    """Height and width in pixels of evaluation's images."""
+    if isinstance(config, (ImageNet, CUB, Images)):
+        return config.image_size
+    return 64 if isinstance(config, TinyImageNet) else 32
+
+
+def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
+    """What `pipelines/prepare.py` wrote below `config.root`, read by FFCV's kernels."""
+    from pipelines.data import manifest
+    from pipelines.data.beton import Beton
+    from pipelines.data.beton_store import BetonStore
+
+    found, shape = manifest.read(config.root), geometry(config)
+    found.check(config, shape.size if isinstance(shape, PadCrop) else None)
+    files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
+    store = BetonStore(files, shape, found.mean, found.std, device, dtype, workers)
+    labels = {name: beton.labels for name, beton in files.items()}
+    return Opened(store, labels, len(found.classes), (3, shape.size, shape.size), found.fingerprint)

@@ -1,0 +1,130 @@
+"""Running an iterator ahead: order, errors, and threads that end."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.ahead import Ahead
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    gc.collect()
+    _wait_until(lambda: threading.active_count() == before)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def _numbers(made: list[int], last: int | None = None) -> Generator[int, None, None]:
+    """0, 1, 2...; `made` gets what was asked for, and -1 when it is closed."""
+    try:
+        number = 0
+        while last is None or number <= last:
+            made.append(number)
+            yield number
+            number += 1
+    finally:
+        made.append(-1)
+
+
+def test_items_come_in_order_and_end() -> None:
+    made: list[int] = []
+    ahead = Ahead(_numbers(made, 9), 2)
+    assert list(ahead) == list(range(10))
+    assert list(ahead) == []  # and does not wait for a thread that has ended
+    assert made == [*range(10), -1]
+    assert list(Ahead(_numbers([], -1), 2)) == []
+
+
+def test_no_more_wait_than_was_said() -> None:
+    made: list[int] = []
+    ahead = Ahead(_numbers(made), 3)
+    _wait_until(lambda: len(made) == 3)
+    time.sleep(0.05)
+    assert made == [0, 1, 2]
+    assert next(ahead) == 0
+    _wait_until(lambda: len(made) == 4)
+    ahead.close()
+    assert made == [0, 1, 2, 3, -1]
+    with pytest.raises(StopIteration):
+        next(ahead)
+    ahead.close()
+
+
+def test_an_error_comes_in_its_place() -> None:
+    def failing() -> Generator[int, None, None]:
+        yield 0
+        yield 1
+        raise ValueError("the third")
+
+    ahead = Ahead(failing(), 5)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(ValueError, match="the third"):
+        next(ahead)
+    assert list(ahead) == []
+
+
+def test_letting_go_ends_the_thread_at_once() -> None:
+    made: list[int] = []
+    before = threading.active_count()
+    ahead = Ahead(_numbers(made), 1)
+    assert next(ahead) == 0
+    del ahead
+    assert threading.active_count() == before
+    assert made[-1] == -1
+
+
+def test_the_garbage_collector_may_run_where_the_thread_waits() -> None:
+    ready = threading.Event()
+
+    def waiting() -> Generator[int, None, None]:
+        ready.wait(10)
+        collecting = threading.Thread(target=gc.collect, daemon=True)  # finds the iterator
+        collecting.start()
+        collecting.join()
+        yield 0
+
+    gc.disable()
+    try:
+        cycle: list[object] = [Ahead(waiting(), 2)]
+        cycle.append(cycle)
+        del cycle
+        ready.set()
+        _wait_until(lambda: not any(thread.name == "ahead" for thread in threading.enumerate()))
+    finally:
+        gc.enable()
+
+
+ENDING = """
+import time
+from pipelines.data.ahead import Ahead
+
+def slow():
+    while True:
+        time.sleep(0.01)
+        yield 0
+
+kept = Ahead(slow(), 2)
+next(kept)
+"""
+
+
+def test_a_process_ends_with_an_iterator_in_the_middle() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
