@@ -82,6 +82,8 @@ class CheckpointStore:
                 tensors = {group: load_tensors(paths[step] / f"{group}.safetensors") for group in record["groups"]}
                 return Checkpoint(step, tensors, record["state"])
             except (OSError, ValueError, KeyError) as error:
+                if self._paths() != paths:  # a writer has gone on meanwhile, and removed what was being read
+                    return self.latest()
                 if step == min(paths):
                     raise ValueError(
                         f"checkpoint {paths[step]} is broken ({error}) and there is no older one: "

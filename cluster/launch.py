@@ -15,19 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from cluster.group import Group
+from cluster.stopping import Stopped, sigterm_notice
 
 Body = Callable[[Any, "Worker"], Any]
 OnEvent = Callable[[int, dict[str, Any]], None]
 Post = Callable[[str, int, Any], None]
 """How a worker reports: `post(kind, item number, payload)` with the kinds "event" and "outcome"."""
 
-PATIENCE = timedelta(hours=6)
-"""How long workers wait for each other: the first may compute alone for hours."""
+PATIENCE_WITH_THE_FIRST = timedelta(hours=6)
+"""How long workers wait for the first one while it computes alone: scoring a large network may take hours."""
 
 MEETING_AFTER_FAILURE = timedelta(seconds=30)
 """How long a worker whose item failed waits for the others before it ends the group."""
@@ -38,48 +40,6 @@ LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 START_AGAIN = "start the same command again: the run goes on from its last checkpoint"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """How to run.
-
-    launcher: "local" (this machine's processes) or "ray" (a Ray Train worker group).
-    workers: 0 for this process; N for one group of N processes that works through the items together.
-    parallel: with workers <= 1, that many single-process workers side by side, each taking the next item.
-    threads: torch and OMP threads of each worker.
-    storage: absolute folder; Ray Train keeps its own files in its subfolder "ray".
-    """
-
-    storage: str
-    launcher: Literal["local", "ray"] = "local"
-    workers: int = 0
-    parallel: int = 1
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.launcher not in ("local", "ray"):
-            raise ValueError(f"no launcher {self.launcher!r}: use --launcher local or --launcher ray")
-        if self.workers < 0 or self.parallel < 1 or self.threads < 1:
-            raise ValueError(
-                f"--workers {self.workers} --parallel {self.parallel} --threads {self.threads} is not possible: "
-                "use 0 or more workers, and 1 or more for the other two"
-            )
-        if self.parallel > 1 and self.workers > 1:
-            raise ValueError(
-                f"--workers {self.workers} with --parallel {self.parallel}: either several workers share each item "
-                f"(--workers {self.workers} --parallel 1) or single workers take items side by side "
-                f"(--workers 1 --parallel {self.parallel})"
-            )
-        if self.launcher == "ray" and self.workers == 0 and self.parallel == 1:
-            raise ValueError("--launcher ray needs --workers 1 or more")
-        if not Path(self.storage).is_absolute():
-            raise ValueError(f"storage must be an absolute folder, not {self.storage!r}")
-
-    @property
-    def world_size(self) -> int:
-        """How many workers share one item."""
-        return max(self.workers, 1)
-
-
 @dataclass(frozen=True)
 class Worker:
     """One process that runs a body.
@@ -88,6 +48,7 @@ class Worker:
     device: where it computes.
     control: a gloo group of these workers for small objects and for waiting; None when world_size is 1.
     emit: sends an event (a dict of plain, picklable data) to the driver without waiting for it.
+    stopping: whether this worker has been asked to stop; `cluster.stopping.StopVote` makes the workers agree on it.
     """
 
     rank: int
@@ -95,22 +56,31 @@ class Worker:
     device: torch.device
     control: dist.ProcessGroup | None
     emit: Callable[[dict[str, Any]], None]
+    stopping: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: the value its body returned, or an error ("ValueError: text") with its traceback."""
+    """What became of an item: the value its body returned, or an error ("ValueError: text") with its traceback.
+
+    stopped: it was ended, or not begun, because the command was asked to stop.
+    """
 
     value: Any = None
     error: str | None = None
     traceback: str | None = None
+    stopped: bool = False
+
+
+STOPPED = Outcome(error=str(Stopped()), stopped=True)
 
 
 def launch(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
     """Run `body(item, worker)` for each item and return their outcomes in order.
 
     An item that raises an Exception gets its error as outcome and the next item runs; a worker that dies ends its
-    group, and the items without outcome say so. `on_event(item number, event)` is called in the calling thread.
+    group: it is started again, or the items without outcome say so. On SIGTERM the workers are told to stop, and what
+    they have not finished comes back as stopped. `on_event(item number, event)` is called in the calling thread.
     """
     if not items:
         return []
@@ -130,68 +100,111 @@ def _run_here(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent)
     threads = torch.get_num_threads()
     torch.set_num_threads(group.threads)
     try:
-        return [
-            attempt(body, item, Worker(0, 1, device, None, partial(on_event, number)))
-            for number, item in enumerate(items)
-        ]
+        with sigterm_notice() as notice:
+            return [
+                attempt(body, item, Worker(0, 1, device, None, partial(on_event, number), notice))
+                if not notice()
+                else STOPPED
+                for number, item in enumerate(items)
+            ]
     finally:
         torch.set_num_threads(threads)
 
 
 def attempt(body: Body, item: Any, worker: Worker) -> Outcome:
-    """Run one item; an Exception becomes the outcome's error. Only the first worker's value is kept."""
+    """Run one item; an Exception becomes the outcome's error. Only the first worker's value is kept.
+
+    LostContact where another worker cannot be reached: this is no fault of the item.
+    """
     try:
         value = body(item, worker)
         pickle.dumps(value)  # here, where it can still become the item's error instead of a worker's death
         return Outcome(value=value if worker.rank == 0 else None)
+    except Stopped:
+        return STOPPED
     except Exception as error:
+        if worker.world_size > 1 and _is_broken_connection(error):
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise LostContact(f"worker {worker.rank} lost the others ({reason}); {START_AGAIN}") from error
         return Outcome(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
 
 
+class LostContact(ConnectionError):
+    """Another worker of the item is dead, cut off, or has not answered within the group's patience."""
+
+
+def _is_broken_connection(error: Exception) -> bool:
+    # Gloo's own errors are plain RuntimeErrors that name the file they come from.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands: its number among those that share an item, its device, and what ties it to them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    links: Links | None
+
+
 def work_through(
-    body: Body,
-    tasks: Iterable[tuple[int, Any]],
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    links: Links | None,
-    post: Post,
+    body: Body, tasks: Iterable[tuple[int, Any]], place: Place, post: Post, stopping: Callable[[], bool]
 ) -> None:
     """The life of one worker: run the tasks (item number, item) in order, post each outcome, meet the others.
 
-    Raises RuntimeError where the others do not come to the meeting: the worker must then exit.
+    Once one of the workers is asked to stop, no further item is begun. Raises LostContact, or RuntimeError where the
+    others do not come to the meeting: the worker must then exit.
     """
+    links, ended = place.links, False
     for number, item in tasks:
         control = links.control if links else None
-        worker = Worker(rank, world_size, device, control, emit=partial(post, "event", number))
-        outcome = attempt(body, item, worker)
+        worker = Worker(place.rank, place.world_size, place.device, control, partial(post, "event", number), stopping)
+        ended = ended or (links is None and stopping())
+        try:
+            outcome = STOPPED if ended else attempt(body, item, worker)
+        except LostContact as error:
+            post("outcome", number, Outcome(error=str(error), traceback=traceback.format_exc()))
+            raise
         post("outcome", number, outcome)
-        if links:
-            links.meet(failed=outcome.error is not None)
+        if links and not ended:
+            ended = links.meet(failed=outcome.error is not None, stopping=stopping())
+
+
+def exchange(
+    store: dist.Store, rank: int, world_size: int, question: str, answer: str, patience: timedelta
+) -> list[str]:
+    """What each worker answers to a question, in the order of ranks. RuntimeError where one does not, in time."""
+    keys = [f"{question} rank {other}" for other in range(world_size)]
+    store.set(keys[rank], answer)
+    store.wait(keys, patience)
+    return [store.get(key).decode() for key in keys]
 
 
 class Links:
     """What ties a worker to the others of its world: torch's default group, and a gloo group for the body's own use."""
 
-    def __init__(self, store: dist.Store, backend: str, rank: int, world_size: int) -> None:
+    def __init__(self, store: dist.Store, backend: str, rank: int, world_size: int, patience: float) -> None:
         self._store, self._backend, self._rank, self._world_size = store, backend, rank, world_size
+        self._patience = timedelta(seconds=patience)
         self._num_meetings = 0
         self._open()
 
-    def meet(self, failed: bool) -> None:
-        """Wait until all workers have ended the item; if one failed, make the groups anew.
+    def meet(self, failed: bool, stopping: bool = False) -> bool:
+        """Wait until all workers have ended the item; if one failed, make the groups anew. Whether one is stopping.
 
         They meet at the store, as a failed item may leave a collective in flight on some workers, with which the next
         one would pair up. Raises RuntimeError where the others do not come: they wait in a collective that this worker
         has left.
         """
         self._num_meetings += 1
-        keys = [f"meeting {self._num_meetings} rank {rank}" for rank in range(self._world_size)]
-        self._store.set(keys[self._rank], "failed" if failed else "done")
-        self._store.wait(keys, MEETING_AFTER_FAILURE if failed else PATIENCE)
-        if any(self._store.get(key) == b"failed" for key in keys):
+        word = ("failed" if failed else "done") + (" stopping" if stopping else "")
+        patience = MEETING_AFTER_FAILURE if failed else self._patience
+        words = exchange(self._store, self._rank, self._world_size, f"meeting {self._num_meetings}", word, patience)
+        if any(word.startswith("failed") for word in words):
             self.close()
             self._open()
+        return any(word.endswith("stopping") for word in words)
 
     def close(self) -> None:
         """Leave the groups."""
@@ -201,57 +214,11 @@ class Links:
         if not dist.is_initialized():  # Ray Train opens the first default group itself
             store = dist.PrefixStore(f"groups after meeting {self._num_meetings}", self._store)
             dist.init_process_group(
-                self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=PATIENCE
+                self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=self._patience
             )
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE_WITH_THE_FIRST)
         assert isinstance(control, dist.ProcessGroup), "every worker is a member"
         self.control = control
-
-
-class Ledger:
-    """What the driver knows of each item: its workers' reports, put together to one outcome per item."""
-
-    def __init__(self, num_items: int, world_size: int) -> None:
-        self._world_size = world_size
-        self._reports: list[dict[int, Outcome]] = [{} for _ in range(num_items)]
-        self._settled: dict[int, Outcome] = {}
-
-    def report(self, number: int, rank: int, outcome: Outcome) -> bool:
-        """Take down one worker's outcome; True when this settles the item: all its workers have reported."""
-        reports = self._reports[number]
-        reports[rank] = outcome
-        if len(reports) < self._world_size:
-            return False
-        failed = [rank for rank in sorted(reports) if reports[rank].error is not None]
-        self._settled[number] = self._named(failed[0], reports[failed[0]]) if failed else reports[0]
-        return True
-
-    def give_up(self, numbers: Iterable[int], notice: Outcome, killed: bool) -> None:
-        """Settle items whose workers are gone: with the failure that was reported first, or else with `notice`.
-
-        killed: a worker was ended from outside; what the others report then are only its broken connections.
-        """
-        for number in numbers:
-            reported = (self._named(rank, report) for rank, report in self._reports[number].items() if report.error)
-            self._settled.setdefault(number, notice if killed else next(reported, notice))
-
-    def unsettled(self) -> list[int]:
-        return [number for number in range(len(self._reports)) if number not in self._settled]
-
-    def outcomes(self) -> list[Outcome]:
-        """The outcomes of all items, in order."""
-        return [self._settled[number] for number in range(len(self._reports))]
-
-    def _named(self, rank: int, outcome: Outcome) -> Outcome:
-        if rank == 0:
-            return outcome
-        return Outcome(error=f"{outcome.error} (worker {rank} of {self._world_size})", traceback=outcome.traceback)
-
-
-def death_notice(rank: int, num_workers: int, how: str) -> Outcome:
-    """The outcome of items that a worker's death left unfinished."""
-    who = "the worker" if num_workers == 1 else f"worker {rank} of {num_workers}"
-    return Outcome(error=f"{who} died ({how}); {START_AGAIN}")
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -1,17 +1,13 @@
-"""Workers that are processes of this machine, started with `multiprocessing` and linked by torch's process groups."""
+"""The driver's side of workers that are processes of this machine, started with `multiprocessing`."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import math
 import os
-import pickle
-import queue
 import signal
-import sys
 import tempfile
-import threading
-import traceback
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,26 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from cluster.launch import (
-    LOOPBACK,
-    Body,
-    Group,
-    Ledger,
-    Links,
-    OnEvent,
-    Outcome,
-    death_notice,
-    environment,
-    thread_variables,
-    work_through,
-)
+from cluster.launch import LOOPBACK, STOPPED, Body, Group, OnEvent, Outcome, environment, thread_variables
+from cluster.ledger import Ledger, death_notice
+from cluster.local_worker import Seat, serve
+from cluster.stopping import GRACE_SECONDS, sigterm_notice
 
 log = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
-"""The option of Linux's prctl that names the signal sent to this process when its parent dies."""
+POLL_SECONDS = 0.5
+"""How often the driver looks up from its workers, whether it was asked to stop."""
 
 FAREWELL_SECONDS = 20.0
 """How long workers that were told to stop may take before they are killed."""
@@ -50,39 +36,85 @@ FAREWELL_SECONDS = 20.0
 def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
     """Run the items on one group of `group.workers` processes, or on `group.parallel` single ones side by side.
 
-    A dead worker fails the item of its team. A single team takes the remaining items down with it; of several, the
-    dead one is replaced.
+    A dead worker's team is replaced, and takes up its item again, as often as `group.max_failures` says. After that its
+    item fails; a single team takes the remaining items down with it, of several the dead one is replaced.
     """
     _check_devices(group)
     ledger = Ledger(len(items), group.world_size)
-    waiting = deque(range(len(items)))
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-        teams: list[_Team] = []
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder, sigterm_notice() as asked_to_stop:
+        crew = _Crew(body, items, group, ledger, folder)
+        stop_by = math.inf
         try:
-            for slot in range(min(group.parallel, len(items))):
-                teams.append(_Team(slot))
-                teams[-1].start(body, group, folder)
+            crew.start()
             while ledger.unsettled():
-                for team in teams:
-                    if team.number is None and waiting:
-                        number = waiting.popleft()
-                        team.give(number, items[number])
-                for team in _listen(teams, ledger, on_event):
-                    lost = [] if team.number is None else [team.number]
-                    if group.parallel == 1:
-                        lost.extend(waiting)
-                        waiting.clear()
-                    ledger.give_up(lost, *team.bury())
-                    if waiting:
-                        team.start(body, group, folder)
-                    else:
-                        teams.remove(team)
-            for team in teams:
-                team.dismiss()
+                if asked_to_stop() and stop_by == math.inf:
+                    crew.stop()
+                    stop_by = time.monotonic() + GRACE_SECONDS
+                if time.monotonic() > stop_by:
+                    break
+                crew.deal()
+                for team in _listen(crew.teams, ledger, on_event):
+                    crew.replace(team)
+            if stop_by == math.inf:
+                for team in crew.teams:
+                    team.dismiss()
         finally:
-            for team in teams:
+            for team in crew.teams:
                 team.kill()
+        ledger.give_up(ledger.unsettled(), STOPPED, killed=True)
     return ledger.outcomes()
+
+
+class _Crew:
+    """The teams, the items that wait for them, and what is done when a team is lost."""
+
+    def __init__(self, body: Body, items: Sequence[Any], group: Group, ledger: Ledger, folder: str) -> None:
+        self._body, self._items, self._group, self._ledger, self._folder = body, items, group, ledger, folder
+        self._waiting = deque(range(len(items)))
+        self._failures, self._stopping = 0, False
+        self.teams: list[_Team] = []
+
+    def start(self) -> None:
+        for slot in range(min(self._group.parallel, len(self._items))):
+            self.teams.append(_Team(slot))
+            self.teams[-1].start(self._body, self._group, self._folder)
+
+    def deal(self) -> None:
+        """Give each idle team the next item."""
+        for team in self.teams:
+            if team.number is None and self._waiting:
+                number = self._waiting.popleft()
+                team.give(number, self._items[number])
+
+    def stop(self) -> None:
+        """Tell all workers that they are to stop; those that die of it are not replaced."""
+        self._stopping = True
+        for team in self.teams:
+            for member in team.members:
+                member.process.terminate()
+
+    def replace(self, team: _Team) -> None:
+        """A team that lost a worker ends; another takes its place if there is something left to do for it."""
+        lost = [] if team.number is None else [team.number]
+        notice, killed = team.bury()
+        if self._stopping:
+            self._ledger.give_up([*lost, *self._waiting], STOPPED, killed=True)
+            self._waiting.clear()
+        elif self._group.max_failures == -1 or self._failures < self._group.max_failures:
+            self._failures += 1
+            cause = str(notice.error).partition(";")[0]
+            log.warning("%s: it is replaced (%d of %d times)", cause, self._failures, self._group.max_failures)
+            self._ledger.begin_again(self._group.world_size)
+            self._waiting.extendleft(lost)
+        else:
+            if self._group.parallel == 1:
+                lost.extend(self._waiting)
+                self._waiting.clear()
+            self._ledger.give_up(lost, notice, killed)
+        if self._waiting:
+            team.start(self._body, self._group, self._folder)
+        else:
+            self.teams.remove(team)
 
 
 def _check_devices(group: Group) -> None:
@@ -94,10 +126,10 @@ def _check_devices(group: Group) -> None:
 
 
 def _listen(teams: Sequence[_Team], ledger: Ledger, on_event: OnEvent) -> list[_Team]:
-    """Wait for messages, take them down, and return the teams in which a worker's pipe has ended."""
+    """Wait a moment for messages, take them down, and return the teams in which a worker's pipe has ended."""
     owners = {member.pipe: (team, rank) for team in teams for rank, member in enumerate(team.members)}
     broken: list[_Team] = []
-    for pipe in connection.wait(list(owners)):
+    for pipe in connection.wait(list(owners), POLL_SECONDS):
         assert isinstance(pipe, Connection)
         team, rank = owners[pipe]
         try:
@@ -141,8 +173,16 @@ class _Team:
         with environment(loopback | thread_variables(group.threads)):
             for rank in range(group.world_size):
                 ours, theirs = context.Pipe()
-                seat = _Seat(rank, group.world_size, rank + self.slot, group.threads, meeting_point, os.getpid())
-                process = context.Process(target=_serve, args=(body, seat, theirs), name=f"worker {rank}")
+                seat = Seat(
+                    rank,
+                    group.world_size,
+                    rank + self.slot,
+                    group.threads,
+                    meeting_point,
+                    os.getpid(),
+                    group.patience,
+                )
+                process = context.Process(target=serve, args=(body, seat, theirs), name=f"worker {rank}")
                 process.start()
                 self.members.append(_Member(process, ours))
                 theirs.close()  # so that the pipe ends with the worker
@@ -184,85 +224,3 @@ def _send(member: _Member, message: Any) -> None:
         member.pipe.send(message)
     except BrokenPipeError:
         log.debug("%s is gone; the end of its pipe says so to the driver's loop", member.process.name)
-
-
-@dataclass(frozen=True)
-class _Seat:
-    """What a worker process is told of its place."""
-
-    rank: int
-    world_size: int
-    device_number: int
-    threads: int
-    meeting_point: str
-    parent: int
-
-
-def _serve(body: Body, seat: _Seat, pipe: Connection) -> None:
-    """The main function of a worker process."""
-    _die_with_parent(seat.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver ends its workers
-    torch.set_num_threads(seat.threads)
-    outbox = _Outbox(pipe)
-    try:
-        device = _claim_device(seat.device_number)
-        links = None
-        if seat.world_size > 1:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            store = dist.FileStore(seat.meeting_point, seat.world_size)
-            links = Links(store, backend, seat.rank, seat.world_size)
-        work_through(body, iter(pipe.recv, None), seat.rank, seat.world_size, device, links, outbox.post)
-        outbox.close()
-        if links:
-            links.close()
-    except Exception:
-        traceback.print_exc()
-        outbox.close()
-        sys.stderr.flush()
-        os._exit(1)  # a normal exit would wait for collectives that never end
-
-
-def _claim_device(number: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", number % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the driver dies, however it dies.
-
-    Only Linux can: elsewhere a worker ends with its pipe, when it asks for its next item.
-    """
-    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the call above
-        os._exit(1)
-
-
-class _Outbox:
-    """Sends messages to the driver from a thread of its own, so that a slow driver never delays the training."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
-        self._thread.start()
-
-    def post(self, kind: str, number: int, payload: Any) -> None:
-        """Queue one message, as it is now: what the caller changes later is not sent."""
-        self._messages.put(pickle.dumps((kind, number, payload)))
-
-    def close(self) -> None:
-        """Wait until everything is sent."""
-        self._messages.put(None)
-        self._thread.join()
-
-    def _send_all(self) -> None:
-        while (message := self._messages.get()) is not None:
-            try:
-                self._pipe.send_bytes(message)
-            except OSError as error:
-                log.warning("the driver is gone (%s): events are no longer sent", error)
-                return

@@ -255,8 +255,9 @@ def _open_file(path: Path) -> MlflowClient:
 
 
 def _without_password(text: str) -> str:
-    """`text` with the user part of each URL hidden: errors end up in logs."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """`text` with the user part of each URL hidden: errors end up in logs. It ends at the last @ before a slash, since
+    passwords are written with an @ in them, too."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def _digest(record: RunRecord) -> str:

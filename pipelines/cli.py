@@ -49,7 +49,8 @@ OPTIONS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the recipe as the command line changes it.
 
-    0 = finished, 1 = the run failed, 2 = the command is wrong, 130 = stopped by Ctrl-C. program: its name in the help.
+    0 = finished, 1 = the run failed, 2 = the command is wrong, 130 = stopped by Ctrl-C; by SIGTERM it exits with 143.
+    program: its name in the help.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console()

@@ -53,6 +53,7 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
 
     run = Run(experiment, work.placement, worker, loader, folder, partial(obtain, execute=execute_teacher))
     try:
+        run.strategy_for(experiment.training)  # refuse what cannot be before anything is computed
         with _lock(run):
             result = run.on_first_worker(folder.read_result)
             if result is None:
@@ -89,7 +90,7 @@ def _lock(run: Run) -> Iterator[None]:
 
 def _begin(run: Run, work: Work) -> None:
     """Write the description of a new run; check that an old one can go on here."""
-    placement = {"workers": run.worker.world_size, "threads": work.placement.threads, "strategy": run.strategy}
+    placement = placement_of(run)
     before = run.folder.read_description()
     if before is None:
         description = {
@@ -120,6 +121,15 @@ def _begin(run: Run, work: Work) -> None:
     run.emit(kind="note", text=f"goes on with {placement}, was begun with {before['placement']}")
     earlier = [*before["earlier_placements"], before["placement"]]
     write_json(run.folder.description, {**before, "placement": placement, "earlier_placements": earlier})
+
+
+def placement_of(run: Run) -> dict[str, Any]:
+    """What must be the same for a run to go on bit for bit."""
+    asked = run.placement
+    placement = {"workers": run.worker.world_size, "threads": asked.threads, "strategy": run.strategy}
+    if run.strategy == "deepspeed":
+        placement |= {"zero_stage": asked.zero_stage, "deepspeed_config": asked.deepspeed_config}
+    return placement
 
 
 def _finish(run: Run, model: nn.Module) -> None:

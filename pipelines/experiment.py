@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from cluster.zero_config import read_own
 from compression.methods import EPSD, MethodConfig
 from compression.models import check_name
 from pipelines import identity
-from pipelines.data.config import CIFAR10, CIFAR100, Digits, ImageNet, Images
-from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer, check_elementwise
+from pipelines.data.config import CIFAR10, CIFAR100, CUB, Digits, ImageNet, Images, TinyImageNet
+from pipelines.optimizers import SGD, AdamW, Cosine, Linear, MultiStep, TorchOptimizer, check_elementwise
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -24,7 +26,7 @@ class Training:
     batch_size: int = 128
     """images per step over all workers together"""
     optimizer: SGD | AdamW | TorchOptimizer = field(default_factory=SGD)
-    schedule: MultiStep | Cosine = field(default_factory=Cosine)
+    schedule: MultiStep | Cosine | Linear = field(default_factory=Cosine)
     warmup_epochs: float = 0.0
     """epochs over which the learning rate rises linearly to its full value"""
     precision: Precision = "float32"
@@ -35,6 +37,8 @@ class Training:
     """torch.compile the network: slower to start, faster to run"""
     freeze_batchnorm: bool = field(default=False, metadata=identity.ADDED)
     """train with BatchNorm's running statistics as they are (in a new network: mean 0, variance 1)"""
+    decay_vectors: bool = field(default=True, metadata=identity.ADDED)
+    """weight decay also on what is no matrix or kernel: BatchNorm and biases, as the papers' code has it"""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -51,7 +55,7 @@ class Experiment:
     model: str = "resnet20"
     """architecture by name: resnet20, resnet56, vgg11, vgg16, vgg19, vgg11_mlp, resnet18_small, resnet18, resnet50,
     mobilenet_v2, timm/NAME, torchvision/NAME... (a wrong name lists them all)"""
-    data: Digits | CIFAR10 | CIFAR100 | Images | ImageNet = field(default_factory=Digits)
+    data: Digits | CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB = field(default_factory=Digits)
     training: Training = field(default_factory=Training)
     seed: int = 0
     """decides initial weights, data order, augmentation and the validation split"""
@@ -105,20 +109,33 @@ class Placement:
     """who starts the workers: this machine's processes, or Ray Train; None: ray inside a Ray job, else local"""
     strategy: Literal["single", "ddp", "deepspeed"] | None = None
     """how workers share the training; None: ddp for 2 or more"""
+    zero_stage: Literal[1, 2, 3] = 2
+    """with deepspeed: split the optimiser's state over the workers (1), gradients too (2), weights too (3)"""
+    deepspeed_config: str | None = None
+    """with deepspeed: a JSON file whose values go over ours (bucket sizes, say; not what the experiment decides)"""
     parallel: int = 1
     """single-process experiments side by side"""
     threads: int = 1
     """CPU threads of each process; more change the order of sums, so they are part of a bit-exact resume"""
-    storage: str = "storage"
-    """folder that holds everything of every run; start the same command with the same folder to go on"""
-    tracking_uri: str | None = None
-    """MLflow: sqlite:///FILE or http://HOST:PORT; None: mlflow.db in the storage folder"""
+    storage: str = os.environ.get("ORCHARD_STORAGE", "storage")
+    """folder that holds everything of every run (or ORCHARD_STORAGE), seen by every worker under this path; start the
+    same command with the same folder to go on"""
+    tracking_uri: str | None = os.environ.get("MLFLOW_TRACKING_URI") or None
+    """MLflow: sqlite:///FILE or http://HOST:PORT (or MLFLOW_TRACKING_URI); None: mlflow.db in the storage folder"""
     checkpoint_steps: int = 0
     """training steps between checkpoints, beside the one after each epoch; 0 = after epochs only"""
     keep: int = 2
     """checkpoints kept of each training"""
     loader_workers: int | None = None
     """image-decoding processes of each worker, where data is not held in memory; None: one per core, 8 at most"""
+    max_failures: int | None = None
+    """how often workers that die are replaced, and the run goes on, before the command ends; -1: without end; None: 3
+    on Ray, 0 on local processes"""
+    min_workers: int | None = None
+    """on Ray, go on with as few as these where machines are missing, up to `workers` when they come (another number of
+    workers is not bit for bit the same run); None: wait for all"""
+    patience: float = 900.0
+    """seconds after which workers that do not answer each other, or machines that do not come, end the command"""
     accept_placement: bool = False
     """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
 
@@ -127,6 +144,11 @@ class Placement:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
+        if self.deepspeed_config is not None:
+            if self.strategy != "deepspeed":
+                raise ValueError("--deepspeed-config is for --strategy deepspeed: give that too, or leave it out")
+            # What it says, in place of its path: workers elsewhere may not see the file.
+            object.__setattr__(self, "deepspeed_config", read_own(self.deepspeed_config))
 
 
 def parameters(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from cluster.strategy import Strategy
+from compression.batch import Batch
 from compression.objectives.base import Objective
 from pipelines.experiment import Training
 from pipelines.folder import Record, record
@@ -44,8 +47,11 @@ class Position:
 class Keeper:
     """The durable side of one training: its checkpoints, its history, its reports to the driver."""
 
-    def __init__(self, run: Run, name: str, model: nn.Module, objective: Objective, part: Part) -> None:
+    def __init__(
+        self, run: Run, name: str, model: nn.Module, objective: Objective, part: Part, strategy: Strategy
+    ) -> None:
         self.run, self.name, self.model, self.objective, self.part = run, name, model, objective, part
+        self.strategy = strategy
         self.flops = 0.0
         self.store = run.folder.checkpoints(name, run.placement.keep)
         self.checkpoint = self.store.latest()
@@ -53,24 +59,28 @@ class Keeper:
         begin = Position(epoch=part.epochs.start, finished=not part.epochs)
         self.position = begin if self.checkpoint is None else Position(**self.checkpoint.state)
         self.started = time.perf_counter() - self.position.seconds
-        self.epoch_started, self.epoch_first = time.perf_counter(), self.position.step
+        self.epoch_started, self.epoch_first, self.seconds_waited = time.perf_counter(), self.position.step, 0.0
         if self.checkpoint is not None:
             model.load_state_dict(self.checkpoint.tensors["weights"])
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Optimiser and objective as the checkpoint left them, or as new where there is none.
+        """Optimiser (which the strategy has prepared) and objective as the checkpoint left them, or else as new.
 
         An objective that trained before forgets that: a run which goes on here would not know it.
         """
         stored: dict[str, Tensor] = {}
         if self.checkpoint is not None:
-            load_optimizer_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
+            self.strategy.load_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
             rank = 0 if self.objective.replicated else self.run.worker.rank
             # Where the run goes on with more workers, the new ones have nothing to remember.
             stored = self.checkpoint.tensors.get(f"objective.rank{rank}", {})
         state = {key: value.to(self.run.device) for key, value in stored.items()}
-        needs = self.objective.needs
-        self.objective.load_state_dict(state, lambda i, epoch: self.run.loader.batch_at(self.name, epoch, i, needs))
+        needs, epochs = self.objective.needs, self.part.settings.epochs
+
+        def batch_at(index: Tensor, epoch: int) -> Batch:
+            return self.run.loader.batch_at(self.name, epoch, index, needs, epoch / epochs)
+
+        self.objective.load_state_dict(state, batch_at)
 
     def _check_same_step(self) -> None:
         step = None if self.checkpoint is None else self.checkpoint.step
@@ -99,22 +109,23 @@ class Keeper:
         run, at = self.run, self.position
         self.objective.sync()
         objective_states = gather_states(self.objective, run)
+        weights = self.strategy.whole(self.model).state_dict()
+        optimizer_state = self.strategy.state(optimizer, self.model)
         at.epoch, at.step, at.sums, at.finished = epoch, step, sums, finished
         at.seconds = time.perf_counter() - self.started
         if finished:
-            steps = len(self.part.epochs) * self.part.steps_per_epoch
             at.history.append(record(f"cost/{self.name}_seconds", 0, at.seconds))
-            at.history.append(record(f"cost/{self.name}_flops", 0, self.flops * steps))
+            at.history.append(record(f"cost/{self.name}_flops", 0, self.flops))
             run.remember(at.history)
 
         def write() -> None:
-            tensors = {"weights": self.model.state_dict(), "optimizer": optimizer_state(optimizer, self.model)}
+            tensors = {"weights": weights, "optimizer": optimizer_state}
             tensors |= {f"objective.rank{rank}": state for rank, state in enumerate(objective_states)}
             self.store.save(epoch * self.part.steps_per_epoch + step, tensors, vars(at))
 
         run.on_first_worker(write)
         if step == 0:
-            self.epoch_started, self.epoch_first = time.perf_counter(), 0
+            self.epoch_started, self.epoch_first, self.seconds_waited = time.perf_counter(), 0, 0.0
 
     def report(self, epoch: int, step: int, sums: dict[str, float], metrics: dict[str, float] | None = None) -> None:
         """Tell the driver how far the training is; with `metrics` where an epoch has ended."""
@@ -129,11 +140,23 @@ class Keeper:
             metrics=metrics or {},
         )
 
-    def images_per_second(self) -> float:
-        """Of this epoch so far, global."""
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; how long the training waits for each is added up."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            self.seconds_waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def speed(self) -> dict[str, float]:
+        """Of this epoch: global images_per_second, and data_wait, the share of its time in which it waited for data."""
         steps = self.part.steps_per_epoch - self.epoch_first
         seconds = time.perf_counter() - self.epoch_started
-        return steps * self.part.settings.batch_size / seconds
+        images = steps * self.part.settings.batch_size
+        return {"images_per_second": images / seconds, "data_wait": self.seconds_waited / seconds}
 
 
 def gather_states(objective: Objective, run: Run) -> list[dict[str, Tensor]]:
@@ -144,29 +167,3 @@ def gather_states(objective: Objective, run: Run) -> list[dict[str, Tensor]]:
     states: list[Any] = [None] * run.worker.world_size
     dist.all_gather_object(states, state, group=run.worker.control)
     return states
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """ "parameter name/key" -> tensor, for everything the optimiser remembers of a parameter."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": torch.as_tensor(value)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if value is not None
-    }
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, stored: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_state`, onto each parameter's device."""
-    parameters = dict(model.named_parameters())
-    fused = optimizer.defaults.get("fused")
-    for full_name, value in stored.items():
-        name, key = full_name.rsplit("/", 1)
-        parameter = parameters[name]
-        if value.shape == parameter.shape:
-            # The parameter's own memory layout: fused kernels walk both side by side.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        elif fused:
-            value = value.to(parameter.device)  # counters of steps: elsewhere torch keeps them on the CPU
-        optimizer.state[parameter][key] = value

@@ -17,6 +17,8 @@ from torch import distributed as dist
 
 from cluster.checkpoints import load_tensors, read_json, save_tensors, write_json
 from cluster.launch import Worker
+from cluster.strategy import Strategy, strategy
+from cluster.zero_config import ZeroSettings
 from compression import cost, models
 from compression.batch import Batch
 from compression.masks import Masks
@@ -115,6 +117,14 @@ class Run:
         model = training.train(self, name, model, objective, masks, part, param_groups)
         self.epochs_done += len(span)
         return model
+
+    def strategy_for(self, settings: Training) -> Strategy:
+        """How the workers share a training; ValueError for one that this strategy cannot do."""
+        zero = None
+        if self.strategy == "deepspeed":
+            stage, own = self.placement.zero_stage, self.placement.deepspeed_config
+            zero = ZeroSettings(stage, settings.batch_size, settings.precision, settings.compile, own)
+        return strategy(self.strategy, self.worker.world_size, zero)
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         return evaluate(model, self.loader, split, self.experiment.training, self.worker)

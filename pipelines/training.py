@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from cluster.stopping import Stopped, StopVote
 from cluster.strategy import Strategy
-from cluster.strategy import strategy as make_strategy
 from compression import cost
 from compression.masks import Masks
 from compression.objectives.base import Objective
@@ -19,13 +19,16 @@ from pipelines.data.draws import stream
 from pipelines.evaluation import autocast, evaluate
 from pipelines.experiment import Training
 from pipelines.keeper import Keeper, Part
-from pipelines.optimizers import check_elementwise, factor_at, parameter_groups
+from pipelines.optimizers import check_elementwise, factor_at, parameter_groups, without_vector_decay
 
 if TYPE_CHECKING:
     from pipelines.stages import Run
 
 LOG_STEPS = 100
 """Training steps between the points where numbers leave the device."""
+
+STOP_STEPS = 10
+"""Training steps between the points where the workers agree whether they were asked to stop."""
 
 
 def train(
@@ -39,34 +42,34 @@ def train(
 ) -> nn.Module:
     """Train `model` in place by a part of a schedule and return it; goes on from the stage's last checkpoint."""
     settings, worker = part.settings, run.worker
-    keeper = Keeper(run, name, model, objective, part)
+    strategy = run.strategy_for(settings)
+    keeper = Keeper(run, name, model, objective, part, strategy)
     if keeper.position.finished:
         run.remember(keeper.position.history)
         return model
     steps_per_epoch = part.steps_per_epoch
     total_steps, warmup_steps = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
     objective.setup(run.info, run.device)
-    keeper.flops = run.on_first_worker(lambda: step_flops(run, name, model, objective, settings))
-    optimizer = settings.optimizer.build(param_groups or parameter_groups(model))
+    keeper.flops = run.on_first_worker(lambda: part_flops(run, name, model, objective, part))
+    groups = param_groups or parameter_groups(model)
+    optimizer = settings.optimizer.build(groups if settings.decay_vectors else without_vector_decay(groups))
     if masks is not None:
         check_elementwise(optimizer)
     hooks = (masks or Masks({})).attach(model)
-    keeper.restore(optimizer)
-    strategy = make_strategy(run.strategy, worker.world_size)
     if settings.compile:
         model.compile()
     network = strategy.prepare(model, optimizer)
-    at = keeper.position
+    keeper.restore(optimizer)
+    at, stop = keeper.position, StopVote(worker)
     with hooks:
         for epoch in range(at.epoch, part.epochs.stop):
             train_mode(model, settings)
             objective.begin_epoch(epoch, settings.epochs)
             objective.sync()
             sums = LossSums(run, at.sums, steps_per_epoch * epoch + at.step)
-            batches = run.loader.epoch(
-                name, epoch, settings.batch_size, objective.needs, worker.rank, worker.world_size, start=at.step
-            )
-            for step, batch in enumerate(batches, start=at.step):
+            shard, progress = (worker.rank, worker.world_size, at.step), epoch / settings.epochs
+            batches = run.loader.epoch(name, epoch, settings.batch_size, objective.needs, *shard, progress)
+            for step, batch in enumerate(keeper.waiting(batches), start=at.step):
                 now = epoch * steps_per_epoch + step
                 torch.manual_seed(stream(run.seed, name, now, worker.rank))  # dropout and its like, the same on resume
                 factor = factor_at(now, total_steps, warmup_steps, settings.schedule)
@@ -76,12 +79,18 @@ def train(
                     losses = objective(network, batch)
                 apply(strategy, optimizer, losses)
                 sums.add(losses)
-                if keeper.due(now + 1, step + 1 < steps_per_epoch):
+                inside = step + 1 < steps_per_epoch
+                stopped = inside and (now + 1) % STOP_STEPS == 0 and stop()
+                if keeper.due(now + 1, inside) or stopped:
                     keeper.save(optimizer, epoch, step + 1, sums.check())
-                elif (now + 1) % LOG_STEPS == 0 and step + 1 < steps_per_epoch:
+                elif (now + 1) % LOG_STEPS == 0 and inside:
                     keeper.report(epoch, step + 1, sums.check())
+                if stopped:
+                    raise Stopped
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
-    return model
+            if epoch + 1 < part.epochs.stop and stop():
+                raise Stopped
+        return strategy.unwrap(network)
 
 
 def train_mode(model: nn.Module, settings: Training) -> None:
@@ -93,9 +102,19 @@ def train_mode(model: nn.Module, settings: Training) -> None:
                 module.eval()
 
 
-def step_flops(run: Run, name: str, model: nn.Module, objective: Objective, settings: Training) -> float:
+def part_flops(run: Run, name: str, model: nn.Module, objective: Objective, part: Part) -> float:
+    """Floating-point operations of a part of a training, whose images may grow."""
+    epochs = part.settings.epochs
+    progress = {run.loader.size_at(epoch / epochs): epoch / epochs for epoch in part.epochs}
+    per_step = {size: step_flops(run, name, model, objective, part.settings, at) for size, at in progress.items()}
+    return sum(per_step[run.loader.size_at(epoch / epochs)] for epoch in part.epochs) * part.steps_per_epoch
+
+
+def step_flops(
+    run: Run, name: str, model: nn.Module, objective: Objective, settings: Training, progress: float = 1.0
+) -> float:
     """Floating-point operations of one training step over the global batch, counted in a step on two images."""
-    [batch] = run.loader.batches(name, 1, 2, objective.needs)
+    [batch] = run.loader.batches(name, 1, 2, objective.needs, progress)
     with autocast(settings, run.device):
         return cost.training_flops(model, objective, batch) * settings.batch_size
 
@@ -117,15 +136,15 @@ def end_epoch(
     sums: dict[str, float],
 ) -> None:
     """Agree on BatchNorm's statistics, check the masks, evaluate, record, checkpoint."""
-    images_per_second = keeper.images_per_second()
+    speed = keeper.speed()
     share_buffers(model, run.worker.world_size)
+    whole, settings = keeper.strategy.whole(model), keeper.part.settings
     if masks is not None:
-        masks.verify(model)
-    settings = keeper.part.settings
+        masks.verify(whole)
     metrics = {f"train/{key}": value / keeper.part.steps_per_epoch for key, value in sums.items()}
     metrics["train/loss"] = sum(metrics.values())
-    metrics |= {f"val/{key}": value for key, value in evaluate(model, run.loader, "val", settings, run.worker).items()}
-    metrics["train/images_per_second"] = images_per_second
+    metrics |= {f"val/{key}": value for key, value in evaluate(whole, run.loader, "val", settings, run.worker).items()}
+    metrics |= {f"train/{key}": value for key, value in speed.items()}
     keeper.record(epoch, metrics)
     keeper.save(optimizer, epoch + 1, 0, {}, finished=epoch + 1 == keeper.part.epochs.stop)
     keeper.report(epoch, keeper.part.steps_per_epoch, sums, metrics)

@@ -312,7 +312,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(argv: str, words: str,
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--strategy deepspeed", "--strategy deepspeed is not available yet: use single or ddp"),
+        ("--strategy deepspeed --deepspeed-config x.json", "there is no DeepSpeed configuration x.json"),
         ("--strategy single --workers 2", "use --strategy ddp"),
         ("--launcher ray --workers 0", "--launcher ray needs --workers 1 or more"),
         ("--workers 2 --parallel 2", "--workers 2 --parallel 1"),

@@ -223,7 +223,7 @@ class TestStrategy:
         ("name", "world_size", "advice"),
         [
             ("single", 2, "--strategy ddp"),
-            ("deepspeed", 1, "--strategy deepspeed is not available yet: use single or ddp"),
+            ("deepsped", 2, "did you mean --strategy deepspeed"),
             ("dpd", 2, "did you mean --strategy ddp"),
             ("singel", 1, "did you mean --strategy single"),
         ],

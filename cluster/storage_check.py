@@ -1,0 +1,76 @@
+"""Does each worker see the storage? The driver leaves a marker there, and every worker looks for it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS_TO_APPEAR = 10.0
+"""How long a network filesystem may take to show a new file on another machine."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A file in the storage, and what is in it."""
+
+    path: str
+    content: str
+
+
+@contextmanager
+def marked(storage: str) -> Iterator[Marker]:
+    """A marker of random content in the storage, as long as the block runs."""
+    marker = Marker(os.path.join(storage, f".seen-by-all-{secrets.token_hex(8)}"), secrets.token_hex(16))
+    Path(marker.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(marker.path).write_text(marker.content)
+    try:
+        yield marker
+    finally:
+        Path(marker.path).unlink(missing_ok=True)
+
+
+def complaint(marker: Marker, patience: float = SECONDS_TO_APPEAR) -> str | None:
+    """What is wrong with the storage on this machine, and what to do; None if it is the driver's and can be written."""
+    folder = os.path.dirname(marker.path)
+    node = f"node {socket.gethostname()} ({_address()})"
+    if not _appears(marker, patience):
+        return (
+            f"{node} does not see the storage {folder} that the driver sees: what lies there is another folder, or "
+            f"none. Mount the same shared folder (NFS, Lustre, EFS...) at {folder} on every node, or name one that "
+            "every node has with --storage"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"orchard")
+            probe.flush()
+    except OSError as error:
+        return (
+            f"{node} sees the storage {folder} but cannot write there ({error.strerror or error}): mount it for "
+            "writing, or name another folder with --storage"
+        )
+    return None
+
+
+def _appears(marker: Marker, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return Path(marker.path).read_text() == marker.content
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+
+
+def _address() -> str:
+    """The address under which Ray knows this machine."""
+    import ray
+
+    return ray.util.get_node_ip_address() if ray.is_initialized() else "this machine"

@@ -1,0 +1,274 @@
+"""What the launcher does about workers that die, and about SIGTERM; the storage that everybody must see."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import checkpoints
+from cluster.checkpoints import CheckpointStore
+from cluster.launch import STOPPED, Group, Outcome, launch
+from cluster.ledger import Ledger
+from cluster.storage_check import Marker, complaint, marked
+from pipelines.driver import check_storage_outlives_job, resolve
+from pipelines.experiment import Placement
+from tests.survival_bodies import survive
+
+
+def run(names: list[str], folder: Path, terminate: bool = False, **group: Any) -> list[Outcome]:
+    """terminate: this process gets SIGTERM once all workers have sent an event."""
+    heard: set[int] = set()
+
+    def listen(number: int, event: dict[str, Any]) -> None:
+        heard.add(event["rank"])
+        if terminate and len(heard) == max(group.get("workers", 0), 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    outcomes = launch(survive, [(name, str(folder)) for name in names], Group(storage=str(folder), **group), listen)
+    assert signal.getsignal(signal.SIGTERM) is before
+    return outcomes
+
+
+class TestAWorkerThatIsGone:
+    def test_is_replaced_and_what_was_finished_stays_so(self, tmp_path: Path) -> None:
+        outcomes = run(["count", "die_once", "count"], tmp_path, workers=2, max_failures=1)
+        assert [outcome.error for outcome in outcomes] == [None, None, None]
+        assert outcomes[1].value == "survived"
+        assert (tmp_path / "begun").read_text() == "x" * 4, "each of two workers begins each of two items once"
+
+    def test_is_replaced_as_often_as_it_may_die(self, tmp_path: Path) -> None:
+        [outcome] = run(["die_once"], tmp_path, workers=2, max_failures=0)
+        assert "worker 1 of 2 died (SIGKILL); start the same command again" in (outcome.error or "")
+
+    def test_takes_no_other_item_down_where_single_ones_work_side_by_side(self, tmp_path: Path) -> None:
+        outcomes = run(["die_once", "count"], tmp_path, workers=1, parallel=2, max_failures=-1)
+        assert [outcome.error for outcome in outcomes] == [None, None]
+
+    def test_is_waited_for_so_long_and_no_longer(self, tmp_path: Path) -> None:
+        begin = time.monotonic()
+        [outcome] = run(["stay_away"], tmp_path, workers=2, patience=3)
+        assert time.monotonic() - begin < 90
+        assert (outcome.error or "").startswith("worker 0 lost the others (RuntimeError: ")
+        assert "Timed out waiting 3000ms" in (outcome.error or "")
+        assert "start the same command again" in (outcome.error or "")
+
+
+class TestSigterm:
+    def test_workers_stop_together_and_nothing_else_is_begun(self, tmp_path: Path) -> None:
+        outcomes = run(["work_until_stopped", "count"], tmp_path, terminate=True, workers=2)
+        assert outcomes == [STOPPED, STOPPED]
+        steps = [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)]
+        assert steps[0] == steps[1]
+        assert not (tmp_path / "begun").exists()
+
+    @pytest.mark.parametrize("group", [{}, {"workers": 1}])
+    def test_alone(self, tmp_path: Path, group: dict[str, Any]) -> None:
+        assert run(["work_until_stopped", "count"], tmp_path, terminate=True, **group) == [STOPPED, STOPPED]
+
+    def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cluster.local.GRACE_SECONDS", 1.0)
+        begin = time.monotonic()
+        assert run(["pay_no_heed"], tmp_path, terminate=True, workers=2) == [STOPPED]
+        assert time.monotonic() - begin < 90
+
+
+def test_children_of_a_worker_are_ended_by_sigterm_as_ever(tmp_path: Path) -> None:
+    assert run(["have_a_child"], tmp_path, workers=1)[0].value == -signal.SIGTERM
+
+
+def test_a_ledger_that_begins_again_keeps_what_is_settled() -> None:
+    ledger = Ledger(2, world_size=2)
+    assert not ledger.report(0, 0, Outcome(value="a"))
+    assert ledger.report(0, 1, Outcome())
+    assert not ledger.report(1, 0, Outcome(error="a broken connection"))
+    ledger.begin_again(world_size=1)
+    assert ledger.unsettled() == [1]
+    assert ledger.report(1, 0, Outcome(value="b"))
+    assert [outcome.value for outcome in ledger.outcomes()] == ["a", "b"]
+
+
+class TestStorage:
+    def test_that_is_seen(self, tmp_path: Path) -> None:
+        with marked(str(tmp_path / "storage")) as marker:
+            assert complaint(marker) is None
+        assert list((tmp_path / "storage").iterdir()) == []
+
+    def test_that_is_another_one(self, tmp_path: Path) -> None:
+        with marked(str(tmp_path)) as marker:
+            for other in (Marker(marker.path, "other"), Marker(str(tmp_path / "elsewhere" / "marker"), marker.content)):
+                text = complaint(other, patience=0.3)
+                assert text is not None
+                assert f"does not see the storage {Path(other.path).parent}" in text
+                assert "on every node" in text
+                assert "--storage" in text
+
+    def test_inside_the_package_of_a_job_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_storage_outlives_job("storage")
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        check_storage_outlives_job("/shared/storage")
+        with pytest.raises(ValueError, match=r"'storage' would lie in the job's own copy.*absolute path.*--storage"):
+            check_storage_outlives_job("storage")
+
+
+class TestPlacement:
+    def test_defaults(self, tmp_path: Path) -> None:
+        assert resolve(Placement(workers=2), tmp_path)[1].max_failures == 0
+        placement, group = resolve(Placement(workers=2, launcher="ray"), tmp_path)
+        assert (group.max_failures, placement.accept_placement) == (3, False)
+
+    def test_a_number_of_workers_that_may_change_accepts_that(self, tmp_path: Path) -> None:
+        placement, group = resolve(Placement(workers=4, min_workers=2, launcher="ray"), tmp_path)
+        assert (group.min_workers, group.workers, placement.accept_placement) == (2, 4, True)
+
+    @pytest.mark.parametrize(
+        ("wrong", "advice"),
+        [
+            ({"workers": 2, "min_workers": 3, "launcher": "ray"}, "--workers 3 or more"),
+            ({"workers": 2, "min_workers": 1}, "--launcher ray"),
+            ({"workers": 1, "min_workers": 1, "parallel": 2, "launcher": "ray"}, "leave one of them out"),
+            ({"max_failures": -2}, "without end"),
+            ({"patience": 0}, "more than 0"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_with_advice(self, tmp_path: Path, wrong: dict[str, Any], advice: str) -> None:
+        with pytest.raises(ValueError, match=advice):
+            resolve(Placement(**wrong), tmp_path)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: after it, nothing that this writer tries changes a file."""
+
+
+class Killer:
+    """Lets a writer change files so many times, as Python's audit events tell, and no more."""
+
+    def __init__(self) -> None:
+        self.left = math.inf
+        self.hits = 0
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.left == math.inf:
+            return
+        writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+        if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+
+    def write(self, write: Callable[[Path, bytes], None], draw: random.Random) -> Callable[[Path, bytes], None]:
+        """`write`, of which a part may be left."""
+
+        def partly(path: Path, data: bytes) -> None:
+            write(path, data)
+            self.left -= 1
+            if self.left < 0:
+                written, self.left = self.left, math.inf
+                path.write_bytes(data[: draw.randrange(len(data))])
+                self.left = written
+                raise Killed
+
+        return partly
+
+
+def test_a_thousand_writers_killed_at_any_file_operation_lose_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, killer, acknowledged = random.Random(0), Killer(), 0
+    monkeypatch.setattr(checkpoints, "_write", killer.write(checkpoints._write, draw))
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda descriptor: None)  # a kill loses nothing that was written
+    kills: Counter[int] = Counter()
+    for _ in range(1000):
+        allowed = killer.left = draw.randrange(40)
+        store = CheckpointStore(tmp_path)  # a new writer
+        try:
+            step = acknowledged
+            while True:
+                step += draw.choice([0, 1])  # the same step again replaces its checkpoint
+                tensors = {group: {"w": torch.full((50,), float(step))} for group in ("weights", "optimizer")}
+                store.save(step, tensors, {"step": step})
+                acknowledged = step
+        except Killed:
+            kills[allowed] += 1
+        finally:
+            killer.left = math.inf
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = CheckpointStore(tmp_path).latest()
+        if found is None:
+            assert acknowledged == 0
+            continue
+        assert acknowledged <= found.step <= acknowledged + 1
+        assert found.state == {"step": found.step}
+        assert all(torch.equal(group["w"], torch.full((50,), float(found.step))) for group in found.tensors.values())
+        acknowledged = found.step
+    assert sum(kills.values()) == 1000
+    assert len(kills) == 40, "every point was hit"
+
+
+def test_who_reads_while_another_writes_sees_a_whole_checkpoint(tmp_path: Path) -> None:
+    """As the driver does, that brings MLflow level while the run goes on."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(0, {"weights": {"w": torch.zeros(1000)}}, {"step": 0})
+
+    def write() -> None:
+        for step in range(1, 150):
+            store.save(step, {"weights": {"w": torch.full((1000,), float(step))}}, {"step": step})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = [0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while writer.is_alive():
+            found = CheckpointStore(tmp_path).latest()
+            assert found is not None
+            assert found.state == {"step": found.step}
+            assert found.step >= seen[-1]
+            seen.append(found.step)
+    assert len(set(seen)) > 3
+
+
+FILL = """
+import errno, os, sys
+from pathlib import Path
+import torch
+from cluster.checkpoints import CheckpointStore
+store = CheckpointStore(Path(sys.argv[1]))
+for step in range(1, 100):
+    try:
+        store.save(step, {"weights": {"w": torch.full((100_000,), float(step))}}, {"step": step})
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        reason = error.strerror
+        break
+found = CheckpointStore(store.folder).latest()
+names = sorted(os.listdir(store.folder))
+print(step, found.step, found.tensors["weights"]["w"].unique().tolist(), names, reason)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs Linux and root")
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """A real one of 1 MB, in which two checkpoints of 400 kB have room, and a third has not."""
+    command = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$0" -c "$2" "$1"'
+    unshare = ["unshare", "--mount", "sh", "-c", command, sys.executable, str(tmp_path), FILL]
+    done = subprocess.run(unshare, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 2 [2.0] ['step-00000001', 'step-00000002']"), done.stdout
+    assert "No space left on device" in done.stdout

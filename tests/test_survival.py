@@ -1,0 +1,224 @@
+"""A real cluster of two hosts: submit from a fresh clone, train across both, and lose nothing when machines go.
+
+Each run is the same training, of which a worker on each host has a half; what an undisturbed one ends with is what all
+of them must end with, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.folder import RunFolder
+from tests.hosts import Hosts, why_not
+from tests.kill_bodies import same_run
+from tests.ray_on_hosts import Cluster, Done, Job, fresh_clone
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.cluster,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+CHECKPOINT_STEPS = 4
+RUN = (
+    *("pipelines/digits_epsd.py", "--alone", "--workers", "2", "--method.inner-steps", "1"),
+    *("--training.epochs", "5", "--training.batch-size", "128", "--checkpoint-steps", str(CHECKPOINT_STEPS)),
+)
+
+STEPS_PER_EPOCH = 10
+
+DISTURB_AT = 16
+"""Step after which the machines go: inside the second epoch."""
+
+
+class Storage:
+    """A storage, and how far the one run in it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def run(self) -> RunFolder:
+        [path] = (self.path / "runs").iterdir()
+        return RunFolder(self.path, path.name)
+
+    def step(self) -> int:
+        """Of the newest checkpoint."""
+        names = [path.name for path in self.path.glob("runs/*/stages/train/checkpoints/step-*")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fresh_clone(tmp_path_factory.mktemp("clone") / "orchard")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run by two processes of this machine."""
+    storage = Storage(tmp_path_factory.mktemp("undisturbed"))
+    command = [sys.executable, *RUN, "--storage", str(storage.path)]
+    environment = {name: value for name, value in os.environ.items() if name != "GLOO_SOCKET_IFNAME"}
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return storage.run
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that host 2 has not."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterator[Cluster]:
+    with Hosts(2) as hosts:
+        cluster = Cluster(hosts, tmp_path_factory.mktemp("cluster"), elsewhere)
+        try:
+            cluster.start_head()
+            cluster.start_node()
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def at_work(cluster: Cluster, clone: Path, storage: Storage, *options: str, environment: str = "{}") -> Job:
+    """A job that is in the middle of an epoch."""
+    job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *options, environment=environment)
+    job.until(lambda: storage.step() >= DISTURB_AT, 240)
+    return job
+
+
+def finished(done: Done, storage: Storage, undisturbed: RunFolder) -> None:
+    """It has ended well, with the undisturbed run's weights and numbers."""
+    assert done.status == 0, done.output
+    assert "test accuracy" in done.output
+    same_run(storage.run, undisturbed)
+
+
+def report(request: pytest.FixtureRequest, text: str) -> None:
+    """What a disturbance costs, for the record: shown by `pytest -rP`."""
+    print(f"{request.node.name}: {text}")
+
+
+def test_a_storage_that_a_worker_does_not_see_is_refused(cluster: Cluster, clone: Path, elsewhere: Path) -> None:
+    done = cluster.submit(clone, *RUN, "--storage", str(elsewhere)).end(240)
+    assert done.status == 1, done.output
+    assert f"({cluster.hosts.address(2)}) does not see the storage {elsewhere}" in done.output
+    assert "on every node" in done.output
+    assert not list(elsewhere.glob("runs/*/stages/*")), "nothing was begun"
+
+
+def test_machines_that_do_not_come_are_waited_for_so_long_and_no_longer(
+    cluster: Cluster, clone: Path, tmp_path: Path
+) -> None:
+    done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", "--patience", "15").end(240)
+    assert done.status == 1, done.output
+    assert "2 CPUs for 3 workers: waiting for it to grow" in done.output
+    assert "Ray found no place for its workers in 15 s (--patience)" in done.output
+    assert "start the same command again" in done.output
+
+
+def test_a_host_killed_mid_epoch_comes_back(
+    cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = Storage(tmp_path)
+    job = at_work(cluster, clone, storage)
+    cluster.hosts.kill(2)
+    killed, begin = storage.step(), time.monotonic()
+    cluster.start_node()
+    started = time.monotonic()
+    job.until(lambda: storage.step() > killed, 240)
+    again = time.monotonic()
+    done = job.end(240)
+    finished(done, storage, undisturbed)
+    assert "Ray starts the workers again (1 of 3)" in done.output
+    assert "2 workers go on from their last checkpoint" in done.output
+    report(
+        request,
+        f"killed after the checkpoint of step {killed}; at most {CHECKPOINT_STEPS} steps lost; host back after "
+        f"{started - begin:.0f} s, next checkpoint after {again - begin:.0f} s",
+    )
+
+
+def test_a_host_cut_off_for_a_minute(
+    cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Ray may take it for dead or not: either the training goes on, or the host has to join again."""
+    storage = Storage(tmp_path)
+    job = at_work(cluster, clone, storage)
+    cluster.hosts.cut(2)
+    begin, cut_at = time.monotonic(), storage.step()
+    time.sleep(60)
+    cluster.hosts.heal(2)
+    while job.process.poll() is None and storage.step() <= cut_at and time.monotonic() - begin < 300:
+        if not cluster.has_node():  # it has learned that it was given up
+            cluster.hosts.kill(2)
+            cluster.start_node()
+        time.sleep(1)
+    went_on = time.monotonic() - begin
+    finished(job.end(240), storage, undisturbed)
+    report(request, f"cut off after the checkpoint of step {cut_at}; next checkpoint {went_on:.0f} s after the cut")
+
+
+def test_a_head_killed_and_started_again(
+    cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = Storage(tmp_path)
+    job = at_work(cluster, clone, storage)
+    cluster.hosts.kill(1)
+    cluster.hosts.kill(2)  # its Ray would end itself a minute after the head
+    killed = storage.step()
+    assert job.end(240).status != 0
+    cluster.start_head()
+    cluster.start_node()
+    done = cluster.submit(clone, *RUN, "--storage", str(storage.path)).end(300)
+    finished(done, storage, undisturbed)
+    report(request, f"killed after the checkpoint of step {killed}; the same command took {done.seconds:.0f} s")
+
+
+def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(
+    cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = Storage(tmp_path)
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})  # Ray's 3 s end in SIGKILL
+    job = cluster.submit(
+        clone, *RUN, "--storage", str(storage.path), "--checkpoint-steps", "0", environment=environment
+    )
+    job.until(job.submitted)
+    stopper = cluster.stopper(job)
+    job.until(lambda: storage.step() >= STEPS_PER_EPOCH, 240)
+    begin = time.monotonic()
+    stopper.communicate("\n", timeout=60)
+    done = job.end(120)
+    assert "stopped by SIGTERM; start the same command again" in done.output, done.output
+    assert storage.run.read_result() is None
+    report(request, f"ended {time.monotonic() - begin:.0f} s after `ray job stop`, with step {storage.step()} saved")
+    finished(cluster.submit(clone, *RUN, "--storage", str(storage.path)).end(300), storage, undisturbed)
+
+
+def test_one_host_less_is_enough_where_the_number_of_workers_may_change(
+    cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Last, as it leaves one host."""
+    storage = Storage(tmp_path)
+    job = at_work(cluster, clone, storage, "--min-workers", "1")
+    cluster.hosts.kill(2)
+    begin, killed = time.monotonic(), storage.step()
+    job.until(lambda: storage.step() > killed, 240)
+    went_on = time.monotonic() - begin
+    done = job.end(240)
+    assert done.status == 0, done.output
+    result = storage.run.read_result()
+    assert result is not None
+    assert result["placement"]["workers"] == 1
+    assert [placement["workers"] for placement in result["earlier_placements"]] == [2]
+    report(request, f"one worker's next checkpoint came {went_on:.0f} s after the other host was killed")
