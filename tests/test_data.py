@@ -529,6 +529,7 @@ def test_images_grow_in_steps_of_32() -> None:
     resolution = Resolution(low=128, high=192, start=0.25, end=0.75)
     assert [resolution.at(epoch / 8) for epoch in range(9)] == [128] * 4 + [160] + [192] * 4
     assert resolution.at(0.3) == 128
+    assert [Resolution().at(progress) for progress in (0.0, 0.5, 1.0)] == [None] * 3
     with pytest.raises(ValueError, match=r"low must lie between 1 and high \(64\)"):
         Resolution(low=65, high=64)
     with pytest.raises(ValueError, match="ascending shares"):

@@ -24,8 +24,7 @@ def experiment(recipe: str, **choices: str) -> Experiment:
     return RECIPES[recipe](Choices(**choices), NOWHERE)  # pyright: ignore[reportArgumentType]
 
 
-def sizes(data: ImageNet, epochs: int) -> list[int]:
-    assert data.resolution is not None
+def sizes(data: ImageNet, epochs: int) -> list[int | None]:
     return [data.resolution.at(epoch / epochs) for epoch in range(epochs)]
 
 

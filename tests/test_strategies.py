@@ -28,7 +28,7 @@ from pipelines.optimizers import SGD, AdamW
 from tests.strategy_bodies import SPLIT_ALL, WAYS, Trained, Watched, act
 
 DIGITS = Digits(val_fraction=0.55)
-TRAINING = Training(epochs=5, batch_size=64, optimizer=SGD(lr=0.001), warmup_epochs=1, channels_last=False)
+TRAINING = Training(epochs=5, batch_size=64, optimizer=SGD(lr=5e-4), warmup_epochs=1, channels_last=False)
 """50 steps, ten in each epoch. Rounding decides on which side of a ReLU's kink an entry lies, and a larger rate makes
 much of it. ZeRO keeps weights in a row, so that channels_last would be added up by another kernel than under DDP."""
 
@@ -106,20 +106,20 @@ def furthest(one: list[float], other: list[float]) -> float:
 class TestAsUnderDDP:
     def test_fifty_steps_have_the_same_losses(self, done: Done, way: str):
         assert len(done[way]) == 50
-        assert done["ddp"][-1] < 0.8 * done["ddp"][0]
+        assert done["ddp"][-1] < 0.9 * done["ddp"][0]
         assert furthest(done[way], done["ddp"]) < 1e-4
 
     def test_checkpoints_have_one_form(self, done: Done, way: str):
-        def latest(name: str) -> dict[str, torch.Tensor]:
-            found = done.storages.folder(name, PRUNED).checkpoints("train").latest()
-            assert found is not None
-            return found.tensors["weights"] | {f"optimizer {k}": v for k, v in found.tensors["optimizer"].items()}
+        def early(name: str) -> dict[str, torch.Tensor]:
+            path = done.storages.folder(name, PRUNED).checkpoints("train").folder / "step-00000010"
+            weights, state = (load_file(path / f"{part}.safetensors") for part in ("weights", "optimizer"))
+            return weights | {f"optimizer {name}": value for name, value in state.items()}
 
-        theirs, ours = latest("ddp"), latest(way)
+        theirs, ours = early("ddp"), early(way)
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             assert (ours[name].shape, ours[name].dtype) == (tensor.shape, tensor.dtype)
-            torch.testing.assert_close(ours[name], tensor, rtol=0.05, atol=0.01)  # what is where, no more
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
 
     @pytest.mark.parametrize("objective", ["CS-KD", "DLB", "PS-KD", "KD"])
     def test_objectives_that_call_again_or_remember(self, done: Done, way: str, objective: str):

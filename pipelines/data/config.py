@@ -31,32 +31,32 @@ class Augmentation:
 class Resolution:
     """Training images that grow: `low` pixels up to `start`, `high` from `end` on, in between a multiple of 32."""
 
-    low: int = 160
-    """Height and width in pixels at first."""
+    low: int = 0
+    """Height and width in pixels at first; 0: images do not grow."""
 
-    high: int = 192
+    high: int = 0
     """Height and width in pixels at last."""
 
-    start: float = 0.74
+    start: float = 0.0
     """Share of the training after which they grow."""
 
-    end: float = 0.86
+    end: float = 0.0
     """Share of the training after which they do not grow any more."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise ValueError(f"low must lie between 1 and high ({self.high}), not {self.low}")
+        if not 0 <= self.low <= self.high or (self.high and not self.low):
+            raise ValueError(f"low must lie between 1 and high ({self.high}), or both be 0, not {self.low}")
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"start and end must be ascending shares of the training, not {self.start}, {self.end}")
 
-    def at(self, progress: float) -> int:
-        """Pixels of an epoch that begins after the share `progress` of the training."""
+    def at(self, progress: float) -> int | None:
+        """Pixels of an epoch that begins after the share `progress` of the training; None: the usual ones."""
         if progress <= self.start:
-            return self.low
+            return self.low or None
         if progress >= self.end:
-            return self.high
+            return self.high or None
         between = self.low + (self.high - self.low) * (progress - self.start) / (self.end - self.start)
-        return round(between / 32) * 32
+        return round(between / 32) * 32 or None
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ class ImageNet:
     subset: bool = field(default=False, metadata=ADDED)
     """root holds a part of the data set only; the data set's name then says so"""
 
-    resolution: Resolution | None = field(default=None, metadata=ADDED)
-    """training's pixels, where they grow from epoch to epoch; None: image_size throughout"""
+    resolution: Resolution = field(default=Resolution(), metadata=ADDED)
+    """Training's pixels, where they grow from epoch to epoch."""
 
     def __post_init__(self) -> None:
         check_val_fraction(self.val_fraction)

@@ -46,7 +46,7 @@ class Loader:
     """
 
     def __init__(self, opened: Opened, val_fraction: float, seed: int, resolution: Resolution | None = None) -> None:
-        """resolution: of training images that grow; None: they have `opened`'s size."""
+        """resolution: of training images that grow; None: they do not."""
         store, labels, num_classes = opened.store, opened.labels, opened.num_classes
         train, val = splits.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
         test = torch.arange(len(labels["test"]))
@@ -55,7 +55,7 @@ class Loader:
         self._store = store
         self._needs = opened.needs
         self._seed = seed
-        self._resolution = resolution
+        self._resolution = resolution or Resolution()
         # Of each split: the part that holds it, the rows there, and the labels.
         self._splits = {
             "train": ("train", train.to(store.host), labels["train"][train].to(store.host)),
@@ -130,7 +130,7 @@ class Loader:
 
     def size_at(self, progress: float) -> int | None:
         """Pixels of training images after that share of the training; None where they do not grow."""
-        return None if self._resolution is None else self._resolution.at(progress)
+        return self._resolution.at(progress)
 
     def evaluation(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """The split "val" or "test" without augmentation, each sample once over all workers; the last may be short.

@@ -14,7 +14,8 @@ def cifar10_epsd(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-18 (3x3 stem) on CIFAR-10 at 95 % sparsity, on the training schedule of ProsPr's code.
 
     200 epochs, batch 256, SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 divided by 10 at 50 and 75 %.
-    Which schedule EPSD's own tables used is not known. Expected accuracy: unknown until it is run and tabulated.
+    Which schedule EPSD's own tables used is not known. Expected accuracy, and time on any hardware: unknown until it is
+    run and tabulated.
 
         python pipelines/cifar10_epsd.py --data.root DIR     # DIR holds cifar-10-python.tar.gz
 
@@ -26,7 +27,7 @@ def cifar10_epsd(choices: Choices, scratch: Path) -> Experiment:
 def cifar100_epsd(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-18 (3x3 stem) on CIFAR-100 at 95 % sparsity, on the training schedule of ProsPr's code.
 
-    As cifar10_epsd. Expected accuracy: unknown until it is run and tabulated.
+    As cifar10_epsd. Expected accuracy, and time on any hardware: unknown until it is run and tabulated.
 
         python pipelines/run.py cifar100_epsd --data.root DIR     # DIR holds cifar-100-python.tar.gz
     """
@@ -48,7 +49,8 @@ def tiny_imagenet_epsd(choices: Choices, scratch: Path) -> Experiment:
 def images_epsd(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-18 (3x3 stem) at 95 % sparsity on any folder of small images, held in memory.
 
-    As cifar10_epsd. Name the data, so that results say what they are of.
+    As cifar10_epsd. Expected accuracy, and time on any hardware: your data's. Name it, so that results say what they
+    are of.
 
         python pipelines/run.py images_epsd --data.root DIR --data.name flowers --data.image-size 64
 

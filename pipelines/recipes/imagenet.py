@@ -47,6 +47,7 @@ def imagenet_dense(choices: Choices, scratch: Path) -> Experiment:
 
     --schedule standard (the default): 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30, decay 1e-4, 224
     pixels. Expected: 76.13 % (ResNet-50) and 69.76 % (ResNet-18), what torchvision reports of this setting.
+    Hardware and time: unknown until it is run.
 
     --schedule ffcv16, ffcv40, ffcv88, each also with _resnet18: ffcv-imagenet's settings. Images grow from 160 to 192
     pixels, evaluation at 224; the learning rate rises for two epochs, then falls along a line; label smoothing 0.1; no

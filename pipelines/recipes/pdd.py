@@ -21,7 +21,8 @@ def cifar10_pdd(choices: Choices, scratch: Path) -> Experiment:
 
     The schedules of the authors' code: 50 epochs with gates, 150 of fine-tuning. The paper reports 39.53 % fewer FLOPs
     and 32.77 % fewer parameters at +0.17 points for this pair, 74.96 and 76.43 % at -1.34 for VGG-16 -> VGG-11, from
-    counts and test-set choices that are not ours (docs/methods.md); expected accuracy here: unknown until tabulated.
+    counts and test-set choices that are not ours (docs/methods.md); expected accuracy here, and
+    time on any hardware: unknown until tabulated.
 
         python pipelines/cifar10_pdd.py --data.root DIR      # DIR holds cifar-10-python.tar.gz
         python pipelines/cifar10_pdd.py --data.root DIR --teacher vgg16_mlp --student vgg11_mlp
@@ -35,7 +36,8 @@ def cifar10_pdd(choices: Choices, scratch: Path) -> Experiment:
 def cifar100_pdd(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-56 teaches ResNet-20, which loses channels while it learns, on CIFAR-100.
 
-    As cifar10_pdd, with the same pairs; what the paper reports for CIFAR-100 could not be found.
+    As cifar10_pdd, with the same pairs; what the paper reports for CIFAR-100 could not be found. Expected accuracy, and
+    time on any hardware: unknown until tabulated.
 
         python pipelines/run.py cifar100_pdd --data.root DIR --teacher vgg16_mlp --student vgg11_mlp
     """

@@ -17,7 +17,7 @@ def cifar100_prune_then_distill(choices: Choices, scratch: Path) -> Experiment:
 
     The schedules of the authors' code: 200 epochs for teacher and student, 130 after each round; 1,310 epochs in all
     for the first student, 200 for each further one. No accuracy of theirs is published with the code; expected
-    accuracy: unknown until it is run and tabulated.
+    accuracy, and time on any hardware: unknown until it is run and tabulated.
 
         python pipelines/cifar100_prune_then_distill.py --data.root DIR     # DIR holds cifar-100-python.tar.gz
         python pipelines/cifar100_prune_then_distill.py --data.root DIR --student vgg11 --method.rounds 4
@@ -36,8 +36,8 @@ def cifar100_prune_then_distill(choices: Choices, scratch: Path) -> Experiment:
 def tiny_imagenet_prune_then_distill(choices: Choices, scratch: Path) -> Experiment:
     """ResNet-18 (3x3 stem) pruned to 59 % in four rounds, and the narrower ResNet-18, on Tiny-ImageNet at 64 pixels.
 
-    The schedules of the authors' code: 100 epochs for teacher and student, 50 after each round. Expected accuracy:
-    unknown until it is run and tabulated.
+    The schedules of the authors' code: 100 epochs for teacher and student, 50 after each round. Expected accuracy,
+    and time on any hardware: unknown until it is run and tabulated.
 
         python pipelines/run.py tiny_imagenet_prune_then_distill --data.root DIR      # DIR holds the zip
         python pipelines/run.py tiny_imagenet_prune_then_distill --data.root DIR --student mobilenet_v2
