@@ -151,5 +151,7 @@ def ordered() -> int:
 
 
 if __name__ == "__main__":
+    # A shell in the background starts its children with Ctrl-C ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     bodies: dict[str, Any] = {"command": command, "without_ffcv": without_ffcv, "read": read, "ordered": ordered}
     sys.exit(bodies[sys.argv[1]](*sys.argv[2:]))
