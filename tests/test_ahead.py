@@ -106,6 +106,7 @@ def test_the_garbage_collector_may_run_where_the_thread_waits() -> None:
         del cycle
         ready.set()
         _wait_until(lambda: not any(thread.name == "ahead" for thread in threading.enumerate()))
+        assert "ahead" not in {thread.name for thread in threading.enumerate()}
     finally:
         gc.enable()
 

@@ -165,7 +165,9 @@ def test_a_host_cut_off_for_a_minute(
             cluster.start_node()
         time.sleep(1)
     went_on = time.monotonic() - begin
-    finished(job.end(240), storage, undisturbed)
+    done = job.end(240)
+    assert done.status == 0, done.output
+    finished(done, storage, undisturbed)
     report(request, f"cut off after the checkpoint of step {cut_at}; next checkpoint {went_on:.0f} s after the cut")
 
 

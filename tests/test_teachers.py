@@ -115,7 +115,10 @@ def test_a_teacher_is_what_the_same_experiment_is_alone(images: Images, storage:
     taught = student(images)
     finished(storage, taught)
     alone = finished(open_storage(tmp_path / "alone"), teacher_of(taught))
-    same_run(RunFolder(storage, teacher_of(taught).identity), alone)
+    teacher = RunFolder(storage, teacher_of(taught).identity)
+    assert teacher.path.parent != alone.path.parent
+    same_run(teacher, alone)
+    assert (teacher.path / "model.safetensors").read_bytes() == (alone.path / "model.safetensors").read_bytes()
 
 
 def test_students_side_by_side_train_their_teacher_once(images: Images, storage: Path):

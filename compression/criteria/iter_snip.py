@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.config import added
-from compression.criteria.chunks import check_chunk_size, mean_gradients
+from compression.criteria.chunks import check_chunk_size
+from compression.criteria.force import force
 from compression.criteria.rounds import Criterion, Rounds, in_rounds
-from compression.masks import prunable
 from compression.objectives.base import Objective, check_positive
 
 
@@ -33,8 +33,7 @@ def iter_snip(
     chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
     """
-    gradients = mean_gradients(model, batches, objective, masks, chunk_size)
-    scores = {name: (w.detach() * gradients[name]).abs() for name, w in prunable(model).items()}
+    scores = force(model, batches, objective, masks, chunk_size)
     return (
         scores if masks is None else {name: s.masked_fill(~masks[name].to(s.device), 0) for name, s in scores.items()}
     )

@@ -84,17 +84,15 @@ def decoded(data: bytes | Path, name: str) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files below a folder.
+class ImageFiles:
+    """Image files below a folder, whatever is known of them.
 
     root: the folder.
     names: (N,) bytes, paths below it. Not a list of str: decoding processes share the array without copying it.
-    labels: (N,) int64.
     """
 
     root: Path
     names: np.ndarray
-    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,7 +107,15 @@ class Files:
         return self.path(row).read_bytes()
 
     def image(self, row: int) -> Image.Image:
+        """In RGB. ValueError: it cannot be read; the message names it."""
         return decoded(self.path(row), self.name(row))
+
+
+@dataclass(frozen=True)
+class Files(ImageFiles):
+    """Image files of a class each. labels: (N,) int64."""
+
+    labels: Tensor
 
 
 @dataclass(frozen=True)

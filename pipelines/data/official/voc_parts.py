@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.data.official import checks
 from pipelines.data.official.boxes import CLASSES, Boxes, parse
-from pipelines.data.parts import decoded
+from pipelines.data.parts import ImageFiles
 
 BORDER = 255
 """In a mask: pixels between objects, which count for nothing."""
@@ -24,28 +24,8 @@ BORDER = 255
 _AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The JPEGs of one part. root: VOCdevkit. names: (N,) bytes, "VOC2012/JPEGImages/2008_000008.jpg" and so on."""
-
-    root: Path
-    names: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, row: int) -> Path:
-        return self.root / os.fsdecode(self.names[row])
-
-    def name(self, row: int) -> str:
-        return str(self.path(row))
-
-    def encoded(self, row: int) -> bytes:
-        return self.path(row).read_bytes()
-
-    def image(self, row: int) -> Image.Image:
-        """In RGB. ValueError: it cannot be read; the message names it."""
-        return decoded(self.path(row), self.name(row))
+class Photos(ImageFiles):
+    """The JPEGs of one part. root: VOCdevkit. names: "VOC2012/JPEGImages/2008_000008.jpg" and so on."""
 
     def beside(self, folder: str, suffix: str) -> list[Path]:
         """For each image the file of the same number in another folder of the same year."""
