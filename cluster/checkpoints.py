@@ -29,6 +29,14 @@ FORMAT = 1
 """Version of the storage's layout; another one cannot be read."""
 
 _STEP = re.compile(r"(\.replaced-)?step-(\d{8,})")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+def file_name(name: str) -> str:
+    """`name`, where it names a file or folder in the folder where it is looked for. ValueError where it leads away."""
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no plain file name: letters, digits, '_', '-' and '.' are, '/' is not")
+    return name
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ class CheckpointStore:
         OSError (a full disk) leaves the earlier checkpoints as they were.
         """
         assert step >= 0
-        assert all(re.fullmatch(r"\w[\w.-]*", group) for group in tensors), f"not file names: {list(tensors)}"
+        for group in tensors:
+            file_name(group)
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover)
@@ -79,9 +88,11 @@ class CheckpointStore:
         for step in sorted(paths, reverse=True):
             try:
                 record = read_json(paths[step] / "state.json")
-                tensors = {group: load_tensors(paths[step] / f"{group}.safetensors") for group in record["groups"]}
+                tensors = {
+                    group: load_tensors(paths[step] / f"{file_name(group)}.safetensors") for group in record["groups"]
+                }
                 return Checkpoint(step, tensors, record["state"])
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 if self._paths() != paths:  # a writer has gone on meanwhile, and removed what was being read
                     return self.latest()
                 if step == min(paths):

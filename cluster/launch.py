@@ -11,7 +11,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.group import Group
+from cluster.heartbeat import Heartbeat
 from cluster.stopping import Stopped, sigterm_notice
 
 Body = Callable[[Any, "Worker"], Any]
@@ -29,7 +30,7 @@ Post = Callable[[str, int, Any], None]
 """How a worker reports: `post(kind, item number, payload)` with the kinds "event" and "outcome"."""
 
 PATIENCE_WITH_THE_FIRST = timedelta(hours=6)
-"""How long workers wait for the first one while it computes alone: scoring a large network may take hours."""
+"""How long workers wait for the first one while it computes alone, and gives signs of life: scoring may take hours."""
 
 MEETING_AFTER_FAILURE = timedelta(seconds=30)
 """How long a worker whose item failed waits for the others before it ends the group."""
@@ -154,21 +155,34 @@ def work_through(
     """The life of one worker: run the tasks (item number, item) in order, post each outcome, meet the others.
 
     Once one of the workers is asked to stop, no further item is begun. Raises LostContact, or RuntimeError where the
-    others do not come to the meeting: the worker must then exit.
+    others do not come to the meeting: the worker must then exit. Where the first worker falls silent, it exits itself.
     """
     links, ended = place.links, False
-    for number, item in tasks:
-        control = links.control if links else None
-        worker = Worker(place.rank, place.world_size, place.device, control, partial(post, "event", number), stopping)
-        ended = ended or (links is None and stopping())
-        try:
-            outcome = STOPPED if ended else attempt(body, item, worker)
-        except LostContact as error:
-            post("outcome", number, Outcome(error=str(error), traceback=traceback.format_exc()))
-            raise
-        post("outcome", number, outcome)
-        if links and not ended:
-            ended = links.meet(failed=outcome.error is not None, stopping=stopping())
+    current = -1
+
+    def leave(silence: str) -> None:
+        error = f"worker {place.rank} lost worker 0: {silence}; {START_AGAIN}"
+        if current >= 0:
+            post("outcome", current, Outcome(error=error))
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread waits in a collective that never ends
+
+    watched = links.watched(leave) if links else nullcontext()
+    with watched:
+        for number, item in tasks:
+            current = number
+            control = links.control if links else None
+            emit = partial(post, "event", number)
+            worker = Worker(place.rank, place.world_size, place.device, control, emit, stopping)
+            ended = ended or (links is None and stopping())
+            try:
+                outcome = STOPPED if ended else attempt(body, item, worker)
+            except LostContact as error:
+                post("outcome", number, Outcome(error=str(error), traceback=traceback.format_exc()))
+                raise
+            post("outcome", number, outcome)
+            if links and not ended:
+                ended = links.meet(failed=outcome.error is not None, stopping=stopping())
 
 
 def exchange(
@@ -190,6 +204,15 @@ class Links:
         self._num_meetings = 0
         self._open()
 
+    @contextmanager
+    def watched(self, on_silence: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block, `on_silence` is called in a thread where the first worker gives no sign of life."""
+        heartbeat = Heartbeat(self._store, self._rank, self._patience.total_seconds(), on_silence)
+        try:
+            yield
+        finally:
+            heartbeat.stop()
+
     def meet(self, failed: bool, stopping: bool = False) -> bool:
         """Wait until all workers have ended the item; if one failed, make the groups anew. Whether one is stopping.
 
@@ -202,7 +225,7 @@ class Links:
         patience = MEETING_AFTER_FAILURE if failed else self._patience
         words = exchange(self._store, self._rank, self._world_size, f"meeting {self._num_meetings}", word, patience)
         if any(word.startswith("failed") for word in words):
-            self.close()
+            dist.destroy_process_group()
             self._open()
         return any(word.endswith("stopping") for word in words)
 

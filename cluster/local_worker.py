@@ -90,13 +90,15 @@ class _Outbox:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
-        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._messages: queue.Queue[bytes | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
         self._thread.start()
 
     def post(self, kind: str, number: int, payload: Any) -> None:
-        """Queue one message, as it is now: what the caller changes later is not sent."""
+        """Queue one message, as it is now: what the caller changes later is not sent. Outcomes are waited for."""
         self._messages.put(pickle.dumps((kind, number, payload)))
+        if kind == "outcome":  # this process may end with it
+            self._messages.join()
 
     def close(self) -> None:
         """Wait until everything is sent."""
@@ -104,9 +106,12 @@ class _Outbox:
         self._thread.join()
 
     def _send_all(self) -> None:
+        gone = False
         while (message := self._messages.get()) is not None:
             try:
-                self._pipe.send_bytes(message)
+                if not gone:
+                    self._pipe.send_bytes(message)
             except OSError as error:
                 log.warning("the driver is gone (%s): events are no longer sent", error)
-                return
+                gone = True
+            self._messages.task_done()

@@ -65,7 +65,7 @@ class Watch:
         dead = dead_ranks(getattr(error, "worker_failures", {}))
         if dead:
             notice = death_notice(dead[0], num_workers, "its process is gone")
-            notice = replace(notice, error=f"{notice.error}{self._whereabouts(dead[0])}")
+            notice = replace(notice, error=f"{notice.error}{self._whereabouts(dead[0], '. It was on')}")
         else:
             reason = self._gave_up or last_line(error)
             notice = Outcome(
@@ -96,6 +96,7 @@ class Watch:
             self._ledger.begin_again(arrival.world_size)
             self.arrivals = {}
         self.arrivals[rank] = arrival
+        log.info("worker %d%s", rank, self._whereabouts(rank, " is on"))
 
     def _mourn(self, dead: list[int], reason: str) -> None:
         self._num_failures += 1
@@ -103,15 +104,19 @@ class Watch:
         allowed = self._group.max_failures
         if allowed != -1 and self._num_failures > allowed:
             return  # the launch ends with an error that says it
-        lost = f"worker {dead[0]} died{self._whereabouts(dead[0])}" if dead else f"a worker failed ({reason})"
+        lost = (
+            f"worker {dead[0]} died{self._whereabouts(dead[0], '. It was on')}"
+            if dead
+            else f"a worker failed ({reason})"
+        )
         of = "" if allowed == -1 else f" of {allowed}"
         log.warning("%s. Ray starts the workers again (%d%s)", lost, self._num_failures, of)
 
-    def _whereabouts(self, rank: int) -> str:
+    def _whereabouts(self, rank: int, verb: str) -> str:
         if rank not in self.arrivals:
             return ""
         arrival = self.arrivals[rank]
-        return f". It was on {arrival.host}; its log: ray logs actor --id {arrival.actor_id}"
+        return f"{verb} {arrival.host}; its log: ray logs actor --id {arrival.actor_id}"
 
 
 def dead_ranks(failures: dict[int, Exception]) -> list[int]:

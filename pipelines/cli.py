@@ -77,8 +77,10 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
     first, _ = tyro.cli(
         _First, default=_First(Choices()), args=without_help, prog=program, return_unknown_args=True, config=OPTIONS
     )
-    # Only a smoke run may write before it starts.
-    scratch = open_storage(first.storage) / "smoke" if first.choices.smoke else Path()
+    scratch = Path()
+    if first.choices.smoke:  # only that may write before it starts; nobody comes back for it, wherever it lies
+        storage = open_storage(first.storage)
+        scratch, argv = storage / "smoke", [*argv, "--storage", str(storage)]
     experiment = recipe(first.choices, scratch)
     default = Command(Choices(), experiment, Placement(), suite=experiment.data.label, alone=first.choices.smoke)
     description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
@@ -134,8 +136,7 @@ def report(ended: Sequence[Ended], console: Console) -> int:
             )
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
-        text = (
-            f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {end.run_id}"
-        )
+        tracked = end.run_id or "none yet: the server was away; start the same command again, and it is sent"
+        text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {tracked}"
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     return 1 if any(end.error is not None or end.result is None for end in ended) else 0

@@ -81,7 +81,8 @@ def run_experiments(
     todo = [number for number, end in enumerate(ended) if not end.before]
     outcomes: list[Outcome] = []
     if todo:
-        work = [Work(experiments[number], placement, storage, tags) for number in todo]
+        seen_by_workers = dataclasses.replace(placement, tracking_uri=None)  # it may hold a password
+        work = [Work(experiments[number], seen_by_workers, storage, tags) for number in todo]
         outcomes = _launch(work, group, publisher, console)
         for number, outcome in zip(todo, outcomes, strict=True):
             ended[number] = dataclasses.replace(ended[number], result=outcome.value, error=outcome.error)
@@ -125,8 +126,9 @@ def _teachers(folder: RunFolder, storage: Path) -> Iterable[RunFolder]:
 
 
 def check_storage_outlives_job(storage: str) -> None:
-    """ValueError for a relative folder inside a Ray job: it would lie in a copy of the code, which goes."""
-    if IN_RAY_JOB in os.environ and not storage.startswith(("/", "~", "file:")):
+    """ValueError for a relative folder inside a Ray job's package: it would lie in a copy of the code, which goes."""
+    in_package = any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
+    if in_package and not storage.startswith(("/", "~", "file:")):
         raise ValueError(
             f"storage {storage!r} would lie in the job's own copy of the code, which other nodes do not see and Ray "
             "deletes: give the absolute path of a folder that every node sees, with --storage or ORCHARD_STORAGE"

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints import CheckpointStore, read_json
+from cluster.checkpoints import CheckpointStore, file_name, read_json
 
 Record = dict[str, Any]
 """One number of a run: {"key", "step", "value", "time_ms"}."""
@@ -27,17 +27,17 @@ def record(key: str, step: int, value: float) -> Record:
 
 
 class RunFolder:
-    """The folder of one experiment below a storage."""
+    """The folder of one experiment below a storage. ValueError where a name would lead out of it."""
 
     def __init__(self, storage: Path, identity: str) -> None:
-        self.path = storage / "runs" / identity
+        self.path = storage / "runs" / file_name(identity)
         self.description = self.path / "run.json"
         self.result = self.path / "result.json"
         self.lock = self.path / "lock"
         self.error = self.path / "error.txt"
 
     def stage(self, name: str) -> Path:
-        return self.path / "stages" / name
+        return self.path / "stages" / file_name(name)
 
     def checkpoints(self, name: str, keep: int = 2) -> CheckpointStore:
         return CheckpointStore(self.stage(name) / "checkpoints", keep)

@@ -62,6 +62,8 @@ class Keeper:
         self.epoch_started, self.epoch_first, self.seconds_waited = time.perf_counter(), self.position.step, 0.0
         if self.checkpoint is not None:
             model.load_state_dict(self.checkpoint.tensors["weights"])
+            if not self.position.finished:
+                run.note(f"{name} goes on from its checkpoint of step {self.checkpoint.step}")
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Optimiser (which the strategy has prepared) and objective as the checkpoint left them, or else as new.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -88,8 +89,10 @@ class Progress:
         self.lively = self.console.is_interactive
         self.over = not self.lively
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
+        self.machinery = _Lines(self)
 
     def __enter__(self) -> Progress:
+        self.machinery.open()
         if self.lively:
             self.live.start()
         return self
@@ -98,6 +101,7 @@ class Progress:
         self.over = True
         if self.lively:
             self.live.stop()
+        self.machinery.close()
 
     def __call__(self, number: int, event: dict[str, Any]) -> None:
         """One event of experiment `number`."""
@@ -134,6 +138,10 @@ class Progress:
         eta = f", {row.eta()} to go" if row.eta() else ""
         self._line(f"{row.name}: {row.stage} epoch {row.epochs}{within}, loss {row.loss}{accuracy}{eta}")
 
+    def say(self, text: str) -> None:
+        """A line above the table, of no experiment."""
+        self._line(text, beside_table=True)
+
     def _line(self, text: str, *, beside_table: bool = False) -> None:
         if beside_table or not self.lively:
             self.console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -161,6 +169,29 @@ class Progress:
             return self.rows
         order = sorted(range(len(self.rows)), key=lambda number: not self.rows[number].working)
         return [self.rows[number] for number in sorted(order[:room])]
+
+
+class _Lines(logging.Handler):
+    """Shows what the package `cluster` logs: where its workers are, what became of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._logger = logging.getLogger("cluster")
+        self._level_before = logging.NOTSET
+
+    def open(self) -> None:
+        self._level_before = self._logger.level
+        self._logger.setLevel(logging.INFO)
+        self._logger.addHandler(self)
+
+    def close(self) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level_before)
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.say(record.getMessage())
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from cluster.pace import MUCH_SLOWER, Pace
 from cluster.stopping import Stopped, StopVote
 from cluster.strategy import Strategy
 from compression import cost
@@ -60,7 +61,7 @@ def train(
         model.compile()
     network = strategy.prepare(model, optimizer)
     keeper.restore(optimizer)
-    at, stop = keeper.position, StopVote(worker)
+    at, stop, pace = keeper.position, StopVote(worker), Pace(worker)
     with hooks:
         for epoch in range(at.epoch, part.epochs.stop):
             train_mode(model, settings)
@@ -75,7 +76,7 @@ def train(
                 factor = factor_at(now, total_steps, warmup_steps, settings.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.optimizer.lr * factor * group.get("lr_scale", 1.0)
-                with autocast(settings, run.device):
+                with pace.own_work(), autocast(settings, run.device):
                     losses = objective(network, batch)
                 apply(strategy, optimizer, losses)
                 sums.add(losses)
@@ -87,7 +88,7 @@ def train(
                     keeper.report(epoch, step + 1, sums.check())
                 if stopped:
                     raise Stopped
-            end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check())
+            end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check(), pace)
             if epoch + 1 < part.epochs.stop and stop():
                 raise Stopped
         return strategy.unwrap(network)
@@ -134,9 +135,10 @@ def end_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     sums: dict[str, float],
+    pace: Pace,
 ) -> None:
     """Agree on BatchNorm's statistics, check the masks, evaluate, record, checkpoint."""
-    speed = keeper.speed()
+    speed = keeper.speed() | slowest_worker(run, pace)
     share_buffers(model, run.worker.world_size)
     whole, settings = keeper.strategy.whole(model), keeper.part.settings
     if masks is not None:
@@ -148,6 +150,19 @@ def end_epoch(
     keeper.record(epoch, metrics)
     keeper.save(optimizer, epoch + 1, 0, {}, finished=epoch + 1 == keeper.part.epochs.stop)
     keeper.report(epoch, keeper.part.steps_per_epoch, sums, metrics)
+
+
+def slowest_worker(run: Run, pace: Pace) -> dict[str, float]:
+    """Of this epoch: how many times as long as the others the slowest worker took, of several. Much is said aloud."""
+    slowest = pace.slowest()
+    if slowest is None:
+        return {}
+    if slowest.ratio > MUCH_SLOWER:
+        run.note(
+            f"worker {slowest.rank} of {run.worker.world_size}, on {slowest.host}, takes {slowest.ratio:.1f} times as "
+            "long as the others for the same work, and they wait for it: see what else runs there"
+        )
+    return {"slowest_worker": slowest.ratio}
 
 
 class LossSums:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -82,14 +86,43 @@ class Hosts:
     def kill(self, number: int) -> None:
         """End all its processes at once."""
         for _ in range(3):  # what was being started in between
-            for pid in _ip("netns", "pids", self._space(number)).split():
+            for pid in self._pids(number):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def slowed(self, number: int, name: str) -> Iterator[None]:
+        """Processes of a host whose command line begins so get a fifth of their time, those that come later too."""
+        over = threading.Event()
+
+        def stop_and_go() -> None:
+            pids: list[int] = []
+            for turn in itertools.count():
+                if over.is_set():
+                    return
+                if turn % 20 == 0:
+                    pids = [pid for pid in self._pids(number) if _command(pid).startswith(name)]
+                for signal_, seconds in ((signal.SIGSTOP, 0.04), (signal.SIGCONT, 0.01)):
+                    for pid in pids:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal_)
+                    time.sleep(seconds)
+
+        thread = threading.Thread(target=stop_and_go)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _pids(self, number: int) -> list[int]:
+        return [int(pid) for pid in _ip("netns", "pids", self._space(number)).split()]
 
     def processes(self, number: int) -> list[str]:
         """The names of its processes."""
         names = []
-        for pid in _ip("netns", "pids", self._space(number)).split():
+        for pid in self._pids(number):
             with contextlib.suppress(OSError):
                 names.append(Path(f"/proc/{pid}/comm").read_text().strip())
         return names
@@ -99,6 +132,13 @@ class Hosts:
 
     def _cable(self, number: int) -> str:
         return f"survival-v{number}"
+
+
+def _command(pid: int) -> str:
+    """Its command line; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def _ip(*arguments: str) -> str:

@@ -121,7 +121,7 @@ def same_run(run: RunFolder, expected: RunFolder) -> None:
     assert numbers(run) == numbers(expected)
 
 
-MEASURED = ("seconds", "per_second", "bytes", "data_wait")
+MEASURED = ("seconds", "per_second", "bytes", "data_wait", "slowest_worker")
 """In the keys of numbers that are another in every run."""
 
 

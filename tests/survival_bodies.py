@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.launch import Worker
+from cluster.launch import Group, Worker, launch
+from cluster.pace import Pace
 from cluster.stopping import Stopped, StopVote
 
 
@@ -58,11 +61,40 @@ def stay_away(worker: Worker, folder: Path) -> None:
     dist.all_reduce(torch.ones(1))
 
 
+def stop_for_good(worker: Worker, folder: Path) -> str:
+    """The first worker is stopped by the kernel while the others wait for what it computes; the second time, it is not.
+
+    As where a machine is cut off from the other one alone: no connection is closed."""
+    if worker.rank == 0:
+        first = not (folder / "stopped").exists()
+        (folder / "stopped").touch()
+        if first:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(4)  # longer than the others' patience
+    dist.barrier(worker.control)
+    return "survived"
+
+
 def count(worker: Worker, folder: Path) -> int:
     """How often this item was begun."""
     with (folder / "begun").open("a") as file:
         file.write("x")
     return len((folder / "begun").read_text())
+
+
+def dawdle(worker: Worker, folder: Path) -> Any:
+    """The last worker takes four times as long as the others for its own work, in most steps."""
+    pace = Pace(worker)
+    for step in range(9):
+        with pace.own_work():
+            time.sleep(0.04 if worker.rank == worker.world_size - 1 and step % 4 else 0.01)
+        if worker.world_size > 1:
+            dist.all_reduce(torch.ones(1))
+    return pace.slowest(), pace.slowest()
+
+
+def speak(worker: Worker, folder: Path) -> None:
+    print(f"rank {worker.rank} speaks")
 
 
 def have_a_child(worker: Worker, folder: Path) -> int:
@@ -77,6 +109,13 @@ def have_a_child(worker: Worker, folder: Path) -> int:
 
 ACTIONS: tuple[Callable[[Worker, Path], Any], ...] = (
     *(die_once, stay_away, work_until_stopped, pay_no_heed),
-    *(count, have_a_child),
+    *(stop_for_good, count, dawdle, speak, have_a_child),
 )
 ACTS = {act.__name__: act for act in ACTIONS}
+
+
+if __name__ == "__main__":  # as a job: two workers on Ray speak
+    logging.basicConfig(level=logging.INFO)
+    group = Group(storage=sys.argv[1], launcher="ray", workers=2)
+    [outcome] = launch(survive, [("speak", sys.argv[1])], group, lambda number, event: None)
+    sys.exit(outcome.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore
 from cluster.launch import STOPPED, Group, Outcome, launch
 from cluster.ledger import Ledger
+from cluster.pace import Slowest, find_slowest
 from cluster.storage_check import Marker, complaint, marked
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.experiment import Placement
@@ -68,6 +70,20 @@ class TestAWorkerThatIsGone:
         assert "start the same command again" in (outcome.error or "")
 
 
+class TestAFirstWorkerThatComputesAlone:
+    def test_is_missed_where_it_gives_no_sign_of_life(self, tmp_path: Path) -> None:
+        begin = time.monotonic()
+        [outcome] = run(["stop_for_good"], tmp_path, workers=2, patience=3)
+        assert time.monotonic() - begin < 90
+        error = "worker 1 lost worker 0: no sign of life for 3 s (--patience); start the same command again"
+        assert (outcome.error or "").startswith(error)
+
+    def test_is_replaced_then_and_waited_for_while_it_computes(self, tmp_path: Path) -> None:
+        outcomes = run(["stop_for_good", "count"], tmp_path, workers=2, patience=3, max_failures=1)
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert outcomes[0].value == "survived"
+
+
 class TestSigterm:
     def test_workers_stop_together_and_nothing_else_is_begun(self, tmp_path: Path) -> None:
         outcomes = run(["work_until_stopped", "count"], tmp_path, terminate=True, workers=2)
@@ -85,6 +101,25 @@ class TestSigterm:
         begin = time.monotonic()
         assert run(["pay_no_heed"], tmp_path, terminate=True, workers=2) == [STOPPED]
         assert time.monotonic() - begin < 90
+
+
+class TestASlowWorker:
+    @pytest.mark.parametrize(
+        ("seconds", "slowest"),
+        [([1.0, 3.0], Slowest(1, "b", 3.0)), ([6.0, 2.0, 1.0], Slowest(0, "a", 4.0)), ([2.0, 2.0], Slowest(0, "a", 1))],
+    )
+    def test_is_compared_with_the_median_of_the_others(self, seconds: list[float], slowest: Slowest) -> None:
+        assert find_slowest(seconds, ["a", "b", "c"]) == slowest
+
+    def test_is_found_among_workers_that_wait_for_it(self, tmp_path: Path) -> None:
+        [outcome] = run(["dawdle"], tmp_path, workers=2)
+        found, again = outcome.value
+        assert (found.rank, found.host) == (1, platform.node())
+        assert found.ratio > 2
+        assert again is None, "each call is about the steps since the last one"
+
+    def test_needs_others(self, tmp_path: Path) -> None:
+        assert run(["dawdle"], tmp_path)[0].value == (None, None)
 
 
 def test_children_of_a_worker_are_ended_by_sigterm_as_ever(tmp_path: Path) -> None:
@@ -117,9 +152,12 @@ class TestStorage:
                 assert "on every node" in text
                 assert "--storage" in text
 
-    def test_inside_the_package_of_a_job_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_inside_the_package_of_a_job_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
         check_storage_outlives_job("storage")
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        package = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
+        package.mkdir(parents=True)
+        monkeypatch.chdir(package)
         check_storage_outlives_job("/shared/storage")
         with pytest.raises(ValueError, match=r"'storage' would lie in the job's own copy.*absolute path.*--storage"):
             check_storage_outlives_job("storage")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -45,6 +46,19 @@ RUN: list[tuple[int, Event]] = [
     (0, {"kind": "stage", "stage": "test"}),
     (0, {"kind": "finished", "accuracy": 0.975}),
 ]
+
+
+def test_what_the_machinery_logs_is_shown_while_runs_go_on() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    logger = logging.getLogger("cluster.ray_watch")
+    logger.info("before")
+    with Progress(["dense"], console):
+        logger.info("worker %d is on %s", 1, "[10.0.0.2]")
+        logger.debug("not for people")
+    logger.info("after")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "worker 1 is on [10.0.0.2]\n"
+
 
 DRIVER = f"""
 import time

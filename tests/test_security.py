@@ -27,10 +27,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.checkpoints import CheckpointStore
+from cluster.checkpoints import CheckpointStore, save_tensors, write_json
 from cluster.tracking import Tracker
 from pipelines.cli import main
+from pipelines.folder import RunFolder
 from pipelines.recipes import RECIPES
+from pipelines.teachers import closure
 from tests.job_package import ROOT, checkout, package
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -496,7 +498,26 @@ def test_names_do_not_lead_out_of_the_storage(tmp_path: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "..", ".hidden", ""])
 def test_groups_of_a_checkpoint_are_file_names(name: str, tmp_path: Path):
     store = CheckpointStore(tmp_path / "storage/checkpoints")
-    with pytest.raises((AssertionError, ValueError), match="file name"):
+    with pytest.raises(ValueError, match="file name"):
         store.save(1, {name: {"weight": torch.zeros(1)}}, {})
     assert not (tmp_path / "storage").exists()
     assert below(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["../../outside", "sub/weights", 3])
+def test_a_checkpoint_that_names_files_elsewhere_is_not_read(name: object, tmp_path: Path):
+    store = CheckpointStore(tmp_path / "storage/checkpoints")
+    store.save(1, {"weights": {"weight": torch.zeros(1)}}, {})
+    save_tensors(tmp_path / "storage/outside.safetensors", {"weight": torch.ones(1)})
+    save_tensors(tmp_path / "storage/checkpoints/step-00000001/sub/weights.safetensors", {"weight": torch.ones(1)})
+    write_json(tmp_path / "storage/checkpoints/step-00000001/state.json", {"groups": [name], "state": {}})
+    with pytest.raises(ValueError, match=r"is broken.*file name"):
+        store.latest()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "..", ""])
+def test_a_run_that_names_teachers_elsewhere_is_refused(name: str, tmp_path: Path):
+    student = RunFolder(tmp_path, "student")
+    write_json(student.description, {"teachers": [name]})
+    with pytest.raises(ValueError, match="file name"):
+        closure(student, lambda teacher: RunFolder(tmp_path, teacher))
