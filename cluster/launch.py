@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from cluster.group import Group
 from cluster.heartbeat import Heartbeat
-from cluster.stopping import Stopped, sigterm_notice
+from cluster.stopping import Notice, Stopped, sigterm_notice
 
 Body = Callable[[Any, "Worker"], Any]
 OnEvent = Callable[[int, dict[str, Any]], None]
@@ -49,7 +49,7 @@ class Worker:
     device: where it computes.
     control: a gloo group of these workers for small objects and for waiting; None when world_size is 1.
     emit: sends an event (a dict of plain, picklable data) to the driver without waiting for it.
-    stopping: whether this worker has been asked to stop; `cluster.stopping.StopVote` makes the workers agree on it.
+    notice: what this worker has been asked from outside; `cluster.stopping.Vote` makes the workers agree on it.
     """
 
     rank: int
@@ -57,7 +57,7 @@ class Worker:
     device: torch.device
     control: dist.ProcessGroup | None
     emit: Callable[[dict[str, Any]], None]
-    stopping: Callable[[], bool] = lambda: False
+    notice: Notice = field(default_factory=Notice)
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,7 @@ class Place:
     links: Links | None
 
 
-def work_through(
-    body: Body, tasks: Iterable[tuple[int, Any]], place: Place, post: Post, stopping: Callable[[], bool]
-) -> None:
+def work_through(body: Body, tasks: Iterable[tuple[int, Any]], place: Place, post: Post, notice: Notice) -> None:
     """The life of one worker: run the tasks (item number, item) in order, post each outcome, meet the others.
 
     Once one of the workers is asked to stop, no further item is begun. Raises LostContact, or RuntimeError where the
@@ -173,8 +171,8 @@ def work_through(
             current = number
             control = links.control if links else None
             emit = partial(post, "event", number)
-            worker = Worker(place.rank, place.world_size, place.device, control, emit, stopping)
-            ended = ended or (links is None and stopping())
+            worker = Worker(place.rank, place.world_size, place.device, control, emit, notice)
+            ended = ended or (links is None and notice())
             try:
                 outcome = STOPPED if ended else attempt(body, item, worker)
             except LostContact as error:
@@ -182,7 +180,7 @@ def work_through(
                 raise
             post("outcome", number, outcome)
             if links and not ended:
-                ended = links.meet(failed=outcome.error is not None, stopping=stopping())
+                ended = links.meet(failed=outcome.error is not None, stopping=notice())
 
 
 def exchange(

@@ -42,6 +42,8 @@ class Pace:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._spans: deque[Callable[[], float]] = deque(maxlen=STEPS_REMEMBERED)
+        self.named: set[int] = set()
+        """Ranks of which somebody has been told."""
 
     @contextmanager
     def own_work(self) -> Iterator[None]:

@@ -32,13 +32,14 @@ class Arrival:
 
     attempt: names the worker group; a group that is started again has another one.
     world_size: how many workers share an item.
-    host: the address of its machine.
+    node, host: Ray's name and the address of its machine.
     """
 
     attempt: str
     world_size: int
     actor: ActorHandle
     actor_id: str
+    node: str
     host: str
 
 
@@ -49,7 +50,8 @@ class Desk:
         self._attempts: list[str] = []
         self._messages: list[Message] = []
         self._settled: set[int] = set()
-        self._stop = asyncio.Event()
+        self._num_saves, self._stop = 0, False
+        self._changed = asyncio.Condition()
 
     async def join(self, rank: int, arrival: Arrival) -> set[int]:
         """A worker of a group, perhaps a new one, says hello; which items need no work any more."""
@@ -78,11 +80,25 @@ class Desk:
 
     async def stop(self) -> None:
         """Ask all workers to stop, those that come later too."""
-        self._stop.set()
+        async with self._changed:
+            self._stop = True
+            self._changed.notify_all()
 
-    async def stopped(self) -> None:
-        """Returns once the workers are asked to stop."""
-        await self._stop.wait()
+    async def save(self) -> None:
+        """Ask the workers for a checkpoint."""
+        async with self._changed:
+            self._num_saves += 1
+            self._changed.notify_all()
+
+    async def num_saves(self) -> int:
+        """How many checkpoints have been asked for so far."""
+        return self._num_saves
+
+    async def wishes(self, num_saves: int) -> tuple[bool, int]:
+        """Whether to stop, and how many checkpoints have been asked for: once it is to stop, or they are more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stop or self._num_saves > num_saves)
+        return self._stop, self._num_saves
 
 
 def open_desk() -> ActorHandle:
@@ -119,8 +135,8 @@ class Sender:
             self._gone = True
 
 
-def listen_for_stop(desk: ActorHandle) -> Notice:
-    """A notice that the driver gives through the desk."""
+def listen(desk: ActorHandle) -> Notice:
+    """A notice that the driver gives through the desk. What was asked of an earlier group's workers counts no more."""
     import ray
     from ray.exceptions import RayError
 
@@ -128,10 +144,15 @@ def listen_for_stop(desk: ActorHandle) -> Notice:
 
     def wait() -> None:
         try:
-            ray.get(desk.stopped.remote())
-            notice.give()
+            num_saves = ray.get(desk.num_saves.remote())
+            while not notice():
+                stop, num_saves = ray.get(desk.wishes.remote(num_saves))
+                if stop:
+                    notice.give()
+                else:
+                    notice.ask_to_save()
         except RayError as error:
             log.debug("the driver is gone: %s", error)
 
-    threading.Thread(target=wait, name="listen for stop", daemon=True).start()
+    threading.Thread(target=wait, name="listen", daemon=True).start()
     return notice

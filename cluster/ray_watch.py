@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 """How often the driver looks for messages."""
 
+DRAIN_POLL_SECONDS = 2.0
+"""How often it asks Ray for machines that are to go; their notice is of 30 s (Kubernetes, Google) to 120 s (AWS)."""
+
 
 class Watch:
     """Follows the worker groups of one launch, one after the other, in the driver's thread."""
@@ -32,6 +35,9 @@ class Watch:
         self._alone_since: float | None = time.monotonic()
         """Since when there has been no worker group."""
         self._gave_up = ""
+        self._leaving: set[str] = set()
+        """Machines that Ray drains, for which a checkpoint has been asked."""
+        self._next_look = 0.0
         self.arrivals: dict[int, Arrival] = {}
         """The workers of the group that stands."""
 
@@ -46,6 +52,9 @@ class Watch:
                 stop_by = now + (GRACE_SECONDS if self.arrivals else 0)
             if stop_by is not None and now > stop_by:
                 return
+            if now > self._next_look:
+                self._next_look = now + DRAIN_POLL_SECONDS
+                self._save_where_machines_leave()
             if self._alone_since is not None and now - self._alone_since > self._group.patience:
                 self._gave_up = f"Ray found no place for its workers in {self._group.patience:.0f} s (--patience)"
                 return
@@ -89,14 +98,23 @@ class Watch:
     def _welcome(self, rank: int, arrival: Arrival) -> None:
         if arrival.attempt != self._attempt:
             if self._attempt:
-                waited = time.monotonic() - (self._alone_since or time.monotonic())
                 size = max(arrival.world_size, self._group.parallel)
-                log.warning("after %.0f s, %d workers go on from their last checkpoint", waited, size)
+                waited = "" if self._alone_since is None else f" after {time.monotonic() - self._alone_since:.0f} s"
+                log.warning("%d workers go on from their last checkpoint%s", size, waited)
             self._attempt, self._alone_since = arrival.attempt, None
             self._ledger.begin_again(arrival.world_size)
             self.arrivals = {}
         self.arrivals[rank] = arrival
         log.info("worker %d%s", rank, self._whereabouts(rank, " is on"))
+
+    def _save_where_machines_leave(self) -> None:
+        """Ask for a checkpoint where Ray drains a machine of the group: it will be taken away before long."""
+        leaving = draining_nodes()
+        for rank, arrival in sorted(self.arrivals.items()):
+            if arrival.node in leaving and arrival.node not in self._leaving:
+                self._leaving.add(arrival.node)
+                log.warning("worker %d's machine %s is about to go: a checkpoint is asked for", rank, arrival.host)
+                self._desk.save.remote()
 
     def _mourn(self, dead: list[int], reason: str) -> None:
         self._num_failures += 1
@@ -117,6 +135,13 @@ class Watch:
             return ""
         arrival = self.arrivals[rank]
         return f"{verb} {arrival.host}; its log: ray logs actor --id {arrival.actor_id}"
+
+
+def draining_nodes() -> set[str]:
+    """The names of the machines that Ray has been told to drain (`ray drain-node`, a spot machine's notice)."""
+    from ray._private.state import state  # what Ray Train itself asks; there is no public way to it
+
+    return set(state.get_draining_nodes())
 
 
 def dead_ranks(failures: dict[int, Exception]) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import Body, Links, Outcome, Place, exchange, work_through
-from cluster.ray_desk import Arrival, Sender, listen_for_stop
+from cluster.ray_desk import Arrival, Sender, listen
 from cluster.storage_check import Marker, complaint
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def serve(config: dict[str, Task]) -> None:
         1 if alone else world_size,
         runtime.current_actor,
         runtime.get_actor_id() or "",
+        runtime.get_node_id(),
         ray.util.get_node_ip_address(),
     )
     try:
@@ -83,4 +84,4 @@ def serve(config: dict[str, Task]) -> None:
     else:
         links = Links(store, dist.get_backend(), rank, world_size, task.patience)
         place = Place(rank, world_size, get_device(), links)
-    work_through(task.body, tasks, place, sender.post, listen_for_stop(task.desk))
+    work_through(task.body, tasks, place, sender.post, listen(task.desk))

@@ -1,4 +1,8 @@
-"""SIGTERM (the notice of a spot machine, `ray job stop`): the workers save what they have, and the command ends."""
+"""What may be asked of a training from outside: to save what it has, or to save it and end.
+
+SIGTERM (`ray job stop`, the notice of a spot machine that runs the command) ends it. Where Ray drains another machine,
+which is what becomes of that one's notice, a checkpoint is enough: the training goes on without it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,17 +31,38 @@ class Stopped(BaseException):
         super().__init__("stopped by SIGTERM; start the same command again: the run goes on from its last checkpoint")
 
 
+class Wish(IntEnum):
+    """What is asked of a training; of several wishes the greatest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
 class Notice:
-    """Whether this process has been asked to stop. A plain flag, as it is set inside a signal handler."""
+    """What this process has been asked. A plain value, as it is set inside a signal handler, or by another thread."""
 
     def __init__(self) -> None:
-        self._given = False
+        self._wish = Wish.NOTHING
 
     def give(self, *_: Any) -> None:
-        self._given = True
+        """Ask it to stop."""
+        self._wish = Wish.STOP
+
+    def ask_to_save(self) -> None:
+        """Ask it for one checkpoint."""
+        self._wish = max(self._wish, Wish.SAVE)
 
     def __call__(self) -> bool:
-        return self._given
+        """Whether it is to stop."""
+        return self._wish == Wish.STOP
+
+    def take(self) -> Wish:
+        """What is wished; a checkpoint is asked for once."""
+        wish = self._wish
+        if wish == Wish.SAVE:
+            self._wish = Wish.NOTHING
+        return wish
 
 
 def _default_in_child() -> None:
@@ -62,8 +88,8 @@ def sigterm_notice() -> Iterator[Notice]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-class StopVote:
-    """Whether the workers of an item stop here, together: `if vote(): save and raise Stopped()`.
+class Vote:
+    """What the workers of an item do here, together: `match vote()`: nothing, save, or save and raise Stopped().
 
     Collective: each worker calls it at the same steps, and all get the same answer. A call casts a vote and gives the
     result of the vote before, which has been counted meanwhile: so nobody waits, and the answer comes one call late.
@@ -74,12 +100,13 @@ class StopVote:
         self._votes = torch.zeros(1, dtype=torch.int32)
         self._counting: dist.Work | None = None
 
-    def __call__(self) -> bool:
+    def __call__(self) -> Wish:
         if self._worker.world_size == 1:
-            return self._worker.stopping()
+            return self._worker.notice.take()
         if self._counting is not None:
             self._counting.wait()
-        decided = bool(self._votes.item())
-        self._votes = torch.tensor([int(decided or self._worker.stopping())], dtype=torch.int32)
+        decided = Wish(int(self._votes.item()))
+        own = Wish.STOP if decided == Wish.STOP else self._worker.notice.take()
+        self._votes = torch.tensor([own], dtype=torch.int32)
         self._counting = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, group=self._worker.control, async_op=True)
         return decided

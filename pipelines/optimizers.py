@@ -47,7 +47,7 @@ class SGD:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            fused=True,
+            fused=_on_gpu(groups),
         )
 
 
@@ -71,7 +71,13 @@ class AdamW:
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=_on_gpu(groups))
+
+
+def _on_gpu(groups: Sequence[dict]) -> bool:
+    """Whether to take torch's fused kernels. Those for the CPU round the last entries of a tensor, that do not fill a
+    vector, in another way: then it would matter to a weight how ZeRO lays it beside others."""
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
 @dataclass(frozen=True)

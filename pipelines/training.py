@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from cluster.pace import MUCH_SLOWER, Pace
-from cluster.stopping import Stopped, StopVote
+from cluster.stopping import Stopped, Vote, Wish
 from cluster.strategy import Strategy
 from compression import cost
 from compression.masks import Masks
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LOG_STEPS = 100
 """Training steps between the points where numbers leave the device."""
 
-STOP_STEPS = 10
-"""Training steps between the points where the workers agree whether they were asked to stop."""
+VOTE_STEPS = 10
+"""Training steps between the points where the workers agree whether they were asked to save, or to stop."""
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
         model.compile()
     network = strategy.prepare(model, optimizer)
     keeper.restore(optimizer)
-    at, stop, pace = keeper.position, StopVote(worker), Pace(worker)
+    at, vote, pace = keeper.position, Vote(worker), Pace(worker)
     with hooks:
         for epoch in range(at.epoch, part.epochs.stop):
             train_mode(model, settings)
@@ -81,15 +81,15 @@ def train(
                 apply(strategy, optimizer, losses)
                 sums.add(losses)
                 inside = step + 1 < steps_per_epoch
-                stopped = inside and (now + 1) % STOP_STEPS == 0 and stop()
-                if keeper.due(now + 1, inside) or stopped:
+                wish = vote() if inside and (now + 1) % VOTE_STEPS == 0 else Wish.NOTHING
+                if keeper.due(now + 1, inside) or wish:
                     keeper.save(optimizer, epoch, step + 1, sums.check())
                 elif (now + 1) % LOG_STEPS == 0 and inside:
                     keeper.report(epoch, step + 1, sums.check())
-                if stopped:
+                if wish == Wish.STOP:
                     raise Stopped
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check(), pace)
-            if epoch + 1 < part.epochs.stop and stop():
+            if epoch + 1 < part.epochs.stop and vote() == Wish.STOP:
                 raise Stopped
         return strategy.unwrap(network)
 
@@ -153,11 +153,12 @@ def end_epoch(
 
 
 def slowest_worker(run: Run, pace: Pace) -> dict[str, float]:
-    """Of this epoch: how many times as long as the others the slowest worker took, of several. Much is said aloud."""
+    """Of this epoch: how many times as long as the others the slowest worker took, of several. Much is said, once."""
     slowest = pace.slowest()
     if slowest is None:
         return {}
-    if slowest.ratio > MUCH_SLOWER:
+    if slowest.ratio > MUCH_SLOWER and slowest.rank not in pace.named:
+        pace.named.add(slowest.rank)
         run.note(
             f"worker {slowest.rank} of {run.worker.world_size}, on {slowest.host}, takes {slowest.ratio:.1f} times as "
             "long as the others for the same work, and they wait for it: see what else runs there"

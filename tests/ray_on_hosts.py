@@ -51,6 +51,7 @@ class Cluster:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_DISABLE_IMPORT_WARNING": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
 
     def start_head(self) -> None:
@@ -98,6 +99,18 @@ class Cluster:
         assert stopper.stdout is not None
         assert stopper.stdout.readline() == "\n"
         return stopper
+
+    def drain_node(self, seconds: int) -> None:
+        """Tell Ray that host 2 will be taken away, as its cloud's notice does."""
+        which = (
+            "import ray; ray.init('auto', log_to_driver=False); print(*[n['NodeID'] for n in ray.nodes() if n['Alive']"
+        )
+        found = self.run(1, "python", "-c", f"{which} and n['NodeManagerAddress'] == {self.hosts.address(2)!r}])")
+        node = found.output.split()[-1]
+        words = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--address", f"{self.hosts.address(1)}:6379", "--deadline-remaining-seconds", str(seconds)]
+        done = self.run(1, "ray", "drain-node", *words)
+        assert done.status == 0, done.output
 
     def has_node(self) -> bool:
         """Whether Ray runs on host 2."""

@@ -151,11 +151,11 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9, fused=True)
+    return torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9)
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups_of(model), lr=0.1, fused=True)
+    return torch.optim.AdamW(groups_of(model), lr=0.1)
 
 
 def masks_of(model: nn.Module) -> Masks:
@@ -196,7 +196,7 @@ def gated(worker: Worker) -> dict[str, Trained]:
         weights = [parameter for parameter in model.parameters() if id(parameter) not in known]
         target = 0.5 * found.reachable("macs")[1]
         groups = [{"params": weights}, {"params": own, "lr_scale": 5.0, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
         objective = Budgeted(CrossEntropy(), found, "macs", target, 10.0)
         return train(worker, way_for(name, worker), model, objective, optimizer, range(5))
 

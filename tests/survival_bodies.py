@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from cluster.launch import Group, Worker, launch
 from cluster.pace import Pace
-from cluster.stopping import Stopped, StopVote
+from cluster.stopping import Stopped, Vote, Wish
 
 
 def survive(item: tuple[str, str], worker: Worker) -> Any:
@@ -38,15 +38,26 @@ def die_once(worker: Worker, folder: Path) -> str:
 
 def work_until_stopped(worker: Worker, folder: Path) -> None:
     """Steps, on which the first worker dawdles; each worker leaves the number of the step at which it stops."""
-    vote = StopVote(worker)
+    vote = Vote(worker)
     for step in range(3000):
         if worker.rank == 0:
             time.sleep(0.02)
-        if vote():
+        if vote() == Wish.STOP:
             (folder / f"stopped-{worker.rank}").write_text(str(step))
             raise Stopped()
         if step == 5:
             worker.emit({"pid": os.getpid(), "rank": worker.rank})
+
+
+def save_when_asked(worker: Worker, folder: Path) -> None:
+    """The last worker is asked for a checkpoint; each leaves the steps at which it would write one."""
+    vote, saved = Vote(worker), []
+    for step in range(12):
+        if step in (3, 7) and worker.rank == worker.world_size - 1:
+            worker.notice.ask_to_save()
+        if vote() == Wish.SAVE:
+            saved.append(step)
+    (folder / f"saved-{worker.rank}").write_text(str(saved))
 
 
 def pay_no_heed(worker: Worker, folder: Path) -> None:
@@ -108,7 +119,7 @@ def have_a_child(worker: Worker, folder: Path) -> int:
 
 
 ACTIONS: tuple[Callable[[Worker, Path], Any], ...] = (
-    *(die_once, stay_away, work_until_stopped, pay_no_heed),
+    *(die_once, stay_away, work_until_stopped, save_when_asked, pay_no_heed),
     *(stop_for_good, count, dawdle, speak, have_a_child),
 )
 ACTS = {act.__name__: act for act in ACTIONS}

@@ -25,6 +25,7 @@ from cluster.checkpoints import CheckpointStore
 from cluster.launch import STOPPED, Group, Outcome, launch
 from cluster.ledger import Ledger
 from cluster.pace import Slowest, find_slowest
+from cluster.stopping import Notice, Wish
 from cluster.storage_check import Marker, complaint, marked
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.experiment import Placement
@@ -95,6 +96,24 @@ class TestSigterm:
     @pytest.mark.parametrize("group", [{}, {"workers": 1}])
     def test_alone(self, tmp_path: Path, group: dict[str, Any]) -> None:
         assert run(["work_until_stopped", "count"], tmp_path, terminate=True, **group) == [STOPPED, STOPPED]
+
+    @pytest.mark.parametrize(("workers", "steps"), [(0, "[3, 7]"), (2, "[4, 8]")])
+    def test_where_it_is_another_machine_s_a_checkpoint_is_enough(
+        self, tmp_path: Path, workers: int, steps: str
+    ) -> None:
+        [outcome] = run(["save_when_asked"], tmp_path, workers=workers)
+        assert outcome.error is None
+        assert [path.read_text() for path in tmp_path.glob("saved-*")] == [steps] * max(workers, 1)
+
+    def test_stopping_is_more_than_saving(self) -> None:
+        notice = Notice()
+        notice.ask_to_save()
+        assert not notice()
+        assert (notice.take(), notice.take()) == (Wish.SAVE, Wish.NOTHING)
+        notice.give()
+        notice.ask_to_save()
+        assert notice()
+        assert (notice.take(), notice.take()) == (Wish.STOP, Wish.STOP)
 
     def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cluster.local.GRACE_SECONDS", 1.0)

@@ -24,13 +24,13 @@ from pipelines.data.config import Digits
 from pipelines.execute import Work
 from pipelines.experiment import Experiment, Placement, Training
 from pipelines.folder import RunFolder
-from pipelines.optimizers import SGD, AdamW
+from pipelines.optimizers import AdamW
 from tests.strategy_bodies import SPLIT_ALL, WAYS, Trained, Watched, act
 
 DIGITS = Digits(val_fraction=0.55)
-TRAINING = Training(epochs=5, batch_size=64, optimizer=SGD(lr=5e-4), warmup_epochs=1, channels_last=False)
-"""50 steps, ten in each epoch. Rounding decides on which side of a ReLU's kink an entry lies, and a larger rate makes
-much of it. ZeRO keeps weights in a row, so that channels_last would be added up by another kernel than under DDP."""
+TRAINING = Training(epochs=5, batch_size=64, warmup_epochs=1)
+"""50 steps, ten in each epoch. Two workers' gradients have one order in which to be added, their mean is exact, and the
+optimiser rounds each entry alike wherever it lies: so the curves are equal in every bit, whatever the learning rate."""
 
 PRUNED = Experiment(EarlyPruning(MagnitudeConfig(), sparsity=0.9), "resnet20", DIGITS, TRAINING)
 BY_ADAMW = dataclasses.replace(PRUNED, training=dataclasses.replace(TRAINING, optimizer=AdamW(1e-3), epochs=2))
@@ -106,8 +106,8 @@ def furthest(one: list[float], other: list[float]) -> float:
 class TestAsUnderDDP:
     def test_fifty_steps_have_the_same_losses(self, done: Done, way: str):
         assert len(done[way]) == 50
-        assert done["ddp"][-1] < 0.9 * done["ddp"][0]
-        assert furthest(done[way], done["ddp"]) < 1e-4
+        assert done["ddp"][-1] < 0.5 * done["ddp"][0]
+        assert done[way] == done["ddp"]
 
     def test_checkpoints_have_one_form(self, done: Done, way: str):
         def early(name: str) -> dict[str, torch.Tensor]:
@@ -118,8 +118,8 @@ class TestAsUnderDDP:
         theirs, ours = early("ddp"), early(way)
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
-            assert (ours[name].shape, ours[name].dtype) == (tensor.shape, tensor.dtype)
-            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+            assert ours[name].dtype == tensor.dtype
+            assert torch.equal(ours[name], tensor)
 
     @pytest.mark.parametrize("objective", ["CS-KD", "DLB", "PS-KD", "KD"])
     def test_objectives_that_call_again_or_remember(self, done: Done, way: str, objective: str):
@@ -152,7 +152,7 @@ def test_pruned_weights_are_zero_in_every_checkpoint(done: Done, way: str):
 
 
 def test_adamw_and_its_steps(done: Done):
-    assert furthest(done["adamw zero 2"], done["adamw ddp"]) < 1e-4
+    assert done["adamw zero 2"] == done["adamw ddp"]
     checkpoint = done.storages.folder("zero 2", BY_ADAMW).checkpoints("train").latest()
     assert checkpoint is not None
     assert {float(v) for name, v in checkpoint.tensors["optimizer"].items() if name.endswith("/step")} == {20.0}
@@ -178,7 +178,7 @@ def test_a_run_moves_from_zero_to_ddp_and_back(done: Done):
     assert done.outcomes["moved 1"].error == done.outcomes["moved 2"].error == "RuntimeError: stopped"
     assert "--accept-placement" in (done.outcomes["moved unasked"].error or "")
     assert len(done["moved 3"]) == 20  # from step 20 ten under DDP, whose last checkpoint is at 30
-    assert furthest(done["moved 3"], done["ddp"][30:]) < 1e-4
+    assert done["moved 3"] == done["ddp"][30:]
     result = done.storages.folder("moved", PRUNED).read_result()
     assert result is not None
     assert [p["strategy"] for p in result["earlier_placements"]] == ["deepspeed", "ddp"]

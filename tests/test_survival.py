@@ -187,6 +187,27 @@ def test_a_host_cut_off_for_a_minute(
     report(request, f"cut off after the checkpoint of step {cut_at}; next checkpoint {went_on:.0f} s after the cut")
 
 
+def test_a_host_that_is_to_be_taken_away_leaves_a_checkpoint(
+    cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As a spot machine is: Ray is told, and some time later it is gone. Epochs of 80 steps, checkpoints after each."""
+    storage = Storage(tmp_path)
+    longer = ("--training.batch-size", "16", "--checkpoint-steps", "0")
+    job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *longer)
+    job.until(lambda: storage.step() >= 80, 240)
+    cluster.drain_node(seconds=60)
+    begin = time.monotonic()
+    job.until(lambda: storage.step() % 80 != 0, 60)
+    saved, seconds = storage.step(), time.monotonic() - begin
+    cluster.hosts.kill(2)
+    cluster.start_node()
+    done = job.end(400)
+    assert done.status == 0, done.output
+    assert "machine 10.78.0.2 is about to go: a checkpoint is asked for" in done.output
+    assert went_on_from(done, saved) % 10 == 0
+    report(request, f"checkpoint of step {saved} {seconds:.1f} s after the notice")
+
+
 def test_a_slow_host_is_named_and_changes_nothing(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -260,7 +281,7 @@ def test_one_host_less_is_enough_where_the_number_of_workers_may_change(
 ) -> None:
     """Two workers, then one, and two again when the host is back."""
     storage = Storage(tmp_path)
-    job = at_work(cluster, clone, storage, "--min-workers", "1", "--training.epochs", "300")
+    job = at_work(cluster, clone, storage, "--min-workers", "1", "--training.epochs", "120")
     cluster.hosts.kill(2)
     begin, killed = time.monotonic(), storage.step()
     job.until(lambda: storage.step() > killed, 240)
