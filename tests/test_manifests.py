@@ -112,7 +112,8 @@ def test_the_launcher_uses_spot_workers_and_sends_what_an_installation_needs():
 
 def test_the_launcher_starts_ray_with_a_token_and_without_open_ports():
     config = read("ray-cluster-aws.yaml")
-    [_, head], [_, worker] = config["head_start_ray_commands"], config["worker_start_ray_commands"]
+    [_, head], [_, worker, watch] = config["head_start_ray_commands"], config["worker_start_ray_commands"]
+    assert "python -m cluster.spot_notice" in watch
     for line in (head, worker):
         assert "RAY_AUTH_MODE=token" in line.partition("ray start")[0]
     assert "--dashboard-host=127.0.0.1" in head
