@@ -26,6 +26,7 @@ from cluster.launch import (
 )
 from cluster.ledger import Ledger
 from cluster.ray_desk import open_desk
+from cluster.ray_network import torch_config
 from cluster.ray_watch import Watch, dead_ranks, last_line
 from cluster.ray_worker import Task, serve
 from cluster.stopping import sigterm_notice
@@ -85,7 +86,7 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
 def _connection(num_workers: int) -> Iterator[str | None]:
     """A connection to Ray: the caller's, that of RAY_ADDRESS, or one started here; what was opened is closed again.
 
-    Gives the network interface on which the workers find each other, None for gloo's own choice.
+    Gives the network interface on which the workers find each other, None for that by which Ray knows each machine.
     """
     import ray
 
@@ -132,14 +133,14 @@ def _resource() -> str:
 
 def _trainer(task: Task, group: Group, num_workers: int, interface: str | None) -> TorchTrainer:
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
     span = num_workers if group.min_workers is None else (group.min_workers, num_workers)
     return TorchTrainer(
         serve,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(group.patience) or 1),
+        torch_config=torch_config(group.patience),
         scaling_config=ScalingConfig(num_workers=span, use_gpu=_resource() == "GPU"),
         run_config=_run_config(task, group, variables),
     )

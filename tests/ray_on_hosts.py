@@ -42,11 +42,11 @@ class Cluster:
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "ORCHARD_STORAGE", "PYTEST_CURRENT_TEST")
+        # Without GLOO_SOCKET_IFNAME: here the host name's address is loopback, as it is on many real machines.
+        dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "ORCHARD_STORAGE", "PYTEST_CURRENT_TEST", "GLOO_SOCKET_IFNAME")
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in dropped},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "GLOO_SOCKET_IFNAME": "eth0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_DISABLE_IMPORT_WARNING": "1",

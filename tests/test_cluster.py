@@ -22,9 +22,10 @@ import torch
 
 from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore
-from cluster.launch import STOPPED, Group, Outcome, launch
+from cluster.launch import LOOPBACK, STOPPED, Group, Outcome, launch
 from cluster.ledger import Ledger
 from cluster.pace import Slowest, find_slowest
+from cluster.ray_network import interface_of
 from cluster.stopping import Notice, Wish
 from cluster.storage_check import Marker, complaint, marked
 from pipelines.driver import check_storage_outlives_job, resolve
@@ -180,6 +181,11 @@ class TestStorage:
         check_storage_outlives_job("/shared/storage")
         with pytest.raises(ValueError, match=r"'storage' would lie in the job's own copy.*absolute path.*--storage"):
             check_storage_outlives_job("storage")
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    assert interface_of("127.0.0.1") == LOOPBACK
+    assert interface_of("192.0.2.1") is None, "nobody's address"
 
 
 class TestPlacement:
