@@ -2,6 +2,7 @@
 
 python benchmarks/throughput.py step [--json] [--model NAME] [--size PIXELS] [--batch-size N] [--repetitions R] ...
 python benchmarks/throughput.py loaders [--json] [--imagenet DIR] [--tiny DIR] [--workers N] ...
+python benchmarks/throughput.py ray [--json] [--workers N] [--rounds R] [--steps S] [--model NAME] ...
 
 step: one training step (forward, objective, backward, optimiser step) under each objective and under masks, beside that
 of a dense network under plain cross-entropy. The images are real and lie on the device; reading them is not part of it.
@@ -10,6 +11,15 @@ loaders: images per second from each backend (memory, ffcv, folder), from torchv
 the same files, and from a mock that gives the same batch again and again; and what a training makes of them: its images
 per second, and the share of its time in which it waits for data. Epochs of all loaders take turns. DIR holds
 train/<class>/* (or val/<class>/*); without one it is scikit-learn's digits.
+
+ray: what Ray Train adds to a training. Three groups of N processes train the same, each in DistributedDataParallel, by
+the loop of every experiment: two started as plain torch.distributed, which say how far apart equal things come out, and
+one by Ray Train. They take turns of S steps, while the other two wait without using the CPU; ratio is to the first
+local group in the same round, and is to be at most 1.03 plus the noise floor. Apart from that: the seconds from the
+launch of each group to its first worker's first event and to the end of its first step, and in background_cpu what the
+turns hide, the CPU seconds per second that a group's processes (Ray's daemons among them) use while others have their
+turn. All of it runs on this machine, with a Ray started for it: where RAY_ADDRESS names a cluster, it is refused. On
+GPUs each process of a group has one of its own, and the three groups share them: they must hold three trainings.
 """
 
 from __future__ import annotations
@@ -35,11 +45,16 @@ LEAST = {"size": 8, "batch_size": 2, "repetitions": 1, "threads": 1}
 
 LEAST_OF_LOADERS = {"batch_size": 2, "rounds": 1, "steps": 1, "workers": 0, "threads": 1}
 
+LEAST_OF_RAY = {"size": 8, "batch_size": 2, "rounds": 5, "steps": 1, "workers": 1}
+"""Fewer rounds have no median to speak of."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when measured, 2 for what the user has to correct."""
     options = _parser().parse_args(arguments)
-    run, draw = (_steps, show) if options.benchmark == "step" else (_loaders, show_loaders)
+    run, draw = {"step": (_steps, show), "loaders": (_loaders, show_loaders), "ray": (_ray, show_ray)}[
+        options.benchmark
+    ]
     try:
         measured = run(options)
     except (ValueError, OSError) as error:
@@ -69,6 +84,40 @@ def _loaders(options: argparse.Namespace) -> list[Row]:
         asked = [(loaders.imagenet, options.imagenet), (loaders.tiny, options.tiny)]
         subjects = [make(root) for make, root in asked if root] or [loaders.digits(scratch)]
         return [row for subject in subjects for row in loaders.measure(subject, setting, scratch / subject.name)]
+
+
+def _ray(options: argparse.Namespace) -> list[Row]:
+    from benchmarks import ray_overhead  # the other two do without the pipelines behind it
+
+    _check_least(options, LEAST_OF_RAY)
+    chosen = {name: getattr(options, name) for name in ("model", "size", "batch_size", "workers", "rounds", "steps")}
+    return ray_overhead.measure(ray_overhead.Setting(**chosen, device=_device(options)))
+
+
+def show_ray(measured: Sequence[Row], console: Console) -> None:
+    """A table for readers."""
+    title = (
+        "The same training by each launcher: {model}, batch {batch_size}, {size} pixels, {device}, {workers} workers"
+    )
+    caption = (
+        "Medians of {rounds} turns of {steps} steps by {clock} time; noise floor {noise_floor:.3f}; {hardware}, "
+        "torch {torch}, ray {ray}. Background: CPU seconds per second while others have their turn"
+    )
+    table = Table("launcher", title=title.format(**measured[0]), caption=caption.format(**measured[0]))
+    for heading in ("ms a step", "images/s", "local's steps", "first event, s", "first step, s", "background"):
+        table.add_column(heading, justify="right")
+    for row in measured:
+        background = row["background_cpu"]
+        table.add_row(
+            row["launcher"],
+            f"{1000 * row['seconds_median']:.1f}",
+            f"{row['images_per_second']:,.1f}",
+            f"{row['ratio']:.3f}",
+            f"{row['startup_seconds']:.1f}",
+            f"{row['first_step_seconds']:.1f}",
+            "unknown" if background is None else f"{background:.3f}",
+        )
+    console.print(table)
 
 
 def show_loaders(measured: Sequence[Row], console: Console) -> None:
@@ -148,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     step.add_argument("--threads", type=int, default=1, help="CPU threads")
     _add_loaders(benchmarks)
+    _add_ray(benchmarks)
     return parser
 
 
@@ -164,6 +214,19 @@ def _add_loaders(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]
     loaders.add_argument("--steps", type=int, default=4, help="training steps in each turn")
     loaders.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where it is")
     loaders.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+
+
+def _add_ray(benchmarks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "a training under Ray Train beside the same one under plain torch.distributed; refused with RAY_ADDRESS"
+    ray = benchmarks.add_parser("ray", help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    ray.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    ray.add_argument("--workers", type=int, default=2, help="processes of each group; on GPUs each has one")
+    ray.add_argument("--rounds", type=int, default=15, help="timed turns of each group, 5 or more")
+    ray.add_argument("--steps", type=int, default=10, help="training steps in each turn")
+    ray.add_argument("--model", default="resnet20", help="architecture by name")
+    ray.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
+    ray.add_argument("--batch-size", type=int, default=64, help="images per step over all workers of a group")
+    ray.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
 
 
 if __name__ == "__main__":

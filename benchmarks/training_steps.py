@@ -24,7 +24,7 @@ from compression.objectives import OBJECTIVES, CrossEntropy, Objective
 from pipelines.data.arrays import read_digits
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
-from pipelines.data.stores import in_memory
+from pipelines.data.stores import Opened, in_memory
 from pipelines.evaluation import autocast
 from pipelines.execute import environment
 from pipelines.experiment import Training
@@ -113,6 +113,11 @@ def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
 
 def open_digits(size: int, device: torch.device) -> Loader:
     """scikit-learn's digits, the whole training part, resized to `size` pixels and held on the device."""
+    return Loader(enlarged_digits(size, device), val_fraction=0, seed=0)
+
+
+def enlarged_digits(size: int, device: torch.device) -> Opened:
+    """scikit-learn's digits, resized to `size` pixels and held on the device."""
     arrays = read_digits()
     images = {}
     for part, pixels in arrays.images.items():
@@ -120,7 +125,7 @@ def open_digits(size: int, device: torch.device) -> Loader:
         resized = F.interpolate(channels_first, (size, size), mode="bilinear")
         images[part] = resized.permute(0, 2, 3, 1).contiguous().numpy()
     resized = dataclasses.replace(arrays, images=images)
-    return Loader(in_memory(resized, Digits().augmentation, device, torch.float32), val_fraction=0, seed=0)
+    return in_memory(resized, Digits().augmentation, device, torch.float32)
 
 
 def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:

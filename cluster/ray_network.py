@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
-"""What names the network interface to Gloo. By itself it takes the host name's address, which on many machines is that of
-loopback: the workers of two of them would never meet. NCCL knows better."""
+"""What names the network interface to Gloo. By itself it takes the host name's address, which on many machines is
+that of loopback: the workers of two of them would never meet. NCCL knows better."""
 
 
 def torch_config(patience: float) -> TorchConfig:
