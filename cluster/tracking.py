@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.checkpoints import Lock
+from cluster.lock import Lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.checkpoints import Lock, write_json
+from cluster.checkpoints import write_json
 from cluster.launch import Worker
+from cluster.lock import Lock
 from compression import artifact, cost
 from compression.methods import METHODS
 from pipelines import identity

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from cluster import checkpoints
-from cluster.checkpoints import CheckpointStore, Lock, load_tensors, open_storage, read_json, save_tensors, write_json
+from cluster.checkpoints import CheckpointStore, load_tensors, open_storage, read_json, save_tensors, write_json
+from cluster.lock import Lock
 
 
 def some_tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -243,7 +244,7 @@ def test_single_files_are_atomic(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from cluster.checkpoints import Lock
+from cluster.lock import Lock
 with Lock(Path(sys.argv[1])):
     print("held", flush=True)
     {then}

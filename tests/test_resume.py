@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from cluster import strategy
-from cluster.checkpoints import Lock, open_storage
+from cluster.checkpoints import open_storage
 from cluster.launch import Group, launch
+from cluster.lock import Lock
 from compression.methods import Dense, IterativeMagnitude
 from compression.objectives import DLBConfig, ObjectiveConfig, PSKDConfig
 from pipelines.execute import execute

@@ -195,9 +195,10 @@ def test_a_host_that_is_to_be_taken_away_leaves_a_checkpoint(
     longer = ("--training.epochs", "3", "--training.batch-size", "4", "--checkpoint-steps", "0")
     job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *longer)
     job.until(lambda: "step 100/323" in job.output, 240)
-    cluster.drain_node(seconds=60)
-    begin = time.monotonic()
-    job.until(lambda: storage.step() > 0, 60)
+    with cluster.hosts.slowed(2, "ray::RayTrainWorker"):  # so that the epoch lasts until Ray has been told
+        cluster.drain_node(seconds=60)
+        begin = time.monotonic()
+        job.until(lambda: storage.step() > 0, 60)
     saved, seconds = storage.step(), time.monotonic() - begin
     cluster.hosts.kill(2)
     cluster.start_node()
