@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks import tables
+from cluster.leaving import leave
 from compression.criteria import CRITERIA
 from compression.methods import EPSD, PDD, Dense, EarlyPruning, IterativeMagnitude, MethodConfig, PruneThenDistill
 from compression.objectives import OBJECTIVES, CrossEntropyConfig, CSKDConfig
@@ -71,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

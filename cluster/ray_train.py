@@ -84,8 +84,9 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
 
 @contextmanager
 def _connection(num_workers: int) -> Iterator[str | None]:
-    """A connection to Ray: the caller's, that of RAY_ADDRESS, or one started here; what was opened is closed again.
+    """A connection to Ray: the caller's, that of RAY_ADDRESS, or one started here, which ends with the block.
 
+    That to a cluster stays open until the process ends (`cluster.leaving` says why).
     Gives the network interface on which the workers find each other, None for that by which Ray knows each machine.
     """
     import ray
@@ -96,11 +97,11 @@ def _connection(num_workers: int) -> Iterator[str | None]:
         return
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, logging_level=logging.ERROR)
-    else:
-        _start(num_workers)
-        interface = interface or LOOPBACK
-    try:
         yield interface
+        return
+    _start(num_workers)
+    try:
+        yield interface or LOOPBACK
     finally:
         ray.shutdown()
 

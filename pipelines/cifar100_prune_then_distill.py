@@ -1,9 +1,7 @@
 """Prune-then-Distill on CIFAR-100: python pipelines/cifar100_prune_then_distill.py --help"""
 
-import sys
-
-from pipelines.cli import main
+from pipelines.cli import leave, main
 from pipelines.recipes import cifar100_prune_then_distill
 
 if __name__ == "__main__":
-    sys.exit(main(cifar100_prune_then_distill))
+    leave(main(cifar100_prune_then_distill))

@@ -1,9 +1,7 @@
 """Prune-then-Distill on ImageNet: python pipelines/imagenet_prune_then_distill.py --help"""
 
-import sys
-
-from pipelines.cli import main
+from pipelines.cli import leave, main
 from pipelines.recipes import imagenet_prune_then_distill
 
 if __name__ == "__main__":
-    sys.exit(main(imagenet_prune_then_distill))
+    leave(main(imagenet_prune_then_distill))

@@ -31,4 +31,4 @@ def recipes() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

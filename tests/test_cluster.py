@@ -183,6 +183,22 @@ class TestStorage:
             check_storage_outlives_job("storage")
 
 
+@pytest.mark.parametrize(("connected", "status"), [(True, 3), (False, -signal.SIGSEGV)])
+def test_a_teardown_that_crashes_does_not_change_what_a_cluster_is_told(connected: bool, status: int) -> None:
+    script = f"""
+import atexit, os, signal, sys, types
+from cluster.leaving import leave
+sys.modules["ray"] = types.SimpleNamespace(is_initialized=lambda: {connected})
+atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+print("everything that was printed")
+leave(3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status
+    if connected:
+        assert done.stdout == "everything that was printed\n"
+
+
 def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("127.0.0.1") == LOOPBACK
     assert interface_of("192.0.2.1") is None, "nobody's address"
