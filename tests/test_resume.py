@@ -157,5 +157,6 @@ def test_another_number_of_workers_only_when_asked_for(tmp_path: Path):
     assert outcome.error is None
     assert outcome.value["placement"]["workers"] == 2
     assert [earlier["workers"] for earlier in outcome.value["earlier_placements"]] == [1]
-    assert len(notes) == 1
-    assert "goes on" in notes[0]["text"]
+    placement, checkpoint = (note["text"] for note in notes)
+    assert placement.startswith("goes on with {'workers': 2")
+    assert checkpoint == "train goes on from its checkpoint of step 2"

@@ -89,3 +89,13 @@ def test_workers_side_by_side_on_ray(ray_cluster: str, tmp_path: Path):
     outcomes = launch(execute, [work_in(storage, experiment) for experiment in experiments], group, ignore)
     assert [outcome.error for outcome in outcomes] == [None, None], time.monotonic() - started
     assert {outcome.value["placement"]["workers"] for outcome in outcomes} == {1}
+
+
+def test_zero_under_ray_ends_with_the_weights_of_ddp(ray_cluster: str, expected: RunFolder, tmp_path: Path):
+    storage = open_storage(tmp_path)
+    placement = Placement(launcher="ray", workers=2, strategy="deepspeed", zero_stage=3, storage=str(storage))
+    [ended] = run_experiments([EXPERIMENT], placement, "suite", "recipe")
+    assert ended.error is None, ended.error
+    same_run(RunFolder(storage, EXPERIMENT.identity), expected)
+    assert ended.result is not None
+    assert ended.result["placement"]["strategy"] == "deepspeed"

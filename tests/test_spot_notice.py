@@ -16,13 +16,12 @@ import pytest
 
 from cluster import spot_notice
 
-GOING = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(seconds=120)
-
 
 class Metadata(http.server.BaseHTTPRequestHandler):
     """Answers as AWS does: nobody without a token, 404 until the third question."""
 
     asked = 0
+    going = datetime.datetime.min
 
     def do_PUT(self) -> None:
         assert self.path == "/latest/api/token"
@@ -33,7 +32,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
         if self.headers["X-aws-ec2-metadata-token"] != "a-token":
             return self._answer(401, "")
         type(self).asked += 1
-        going = json.dumps({"action": "terminate", "time": GOING.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        going = json.dumps({"action": "terminate", "time": self.going.strftime("%Y-%m-%dT%H:%M:%SZ")})
         return self._answer(*((404, "") if self.asked < 3 else (200, going)))
 
     def _answer(self, status: int, text: str) -> None:
@@ -48,6 +47,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata() -> Iterator[str]:
     Metadata.asked = 0
+    Metadata.going = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(seconds=120)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/latest"
@@ -55,7 +55,7 @@ def metadata() -> Iterator[str]:
 
 
 def test_the_notice_is_read_with_a_token(metadata: str) -> None:
-    assert [spot_notice.notice(metadata) for _ in range(3)] == [None, None, GOING]
+    assert [spot_notice.notice(metadata) for _ in range(3)] == [None, None, Metadata.going]
 
 
 def test_ray_is_told_once_with_the_time_that_is_left(metadata: str, tmp_path: Path) -> None:

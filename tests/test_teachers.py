@@ -357,4 +357,4 @@ def test_teachers_of_teachers_come_each_once_and_the_nearest_first(tmp_path: Pat
     assert names("student") == ["pruned", "dense"]
     assert names("pruned") == ["dense"]
     assert names("dense") == []
-    assert names("not begun") == []
+    assert names("not-begun") == []
