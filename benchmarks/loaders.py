@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
+from benchmarks.timing import noise_floor, ratios
 from compression import models
 from pipelines.data.arrays import read_whole
 from pipelines.data.beton import Beton
@@ -116,7 +117,7 @@ def contenders(subject: Subject, setting: Setting, scratch: Path) -> dict[str, E
         found["memory"] = _ours(in_memory(arrays, augmentation, setting.device, torch.float32), setting)
     found["ffcv"] = _ours(_prepared(subject, setting, scratch), setting)
     found["folder"] = _ours(_folder(subject, setting), setting)
-    found["mock"] = _mock(next(found["folder"]()), setting, len(subject.rows))
+    found["mock"] = found["mock_again"] = _mock(next(found["folder"]()), setting, len(subject.rows))
     return found
 
 
@@ -267,6 +268,7 @@ def _row(
         "ratio_to_torchvision": _median_ratio(loading[name], loading["torchvision"]),
         "training_images_per_second": statistics.median(rates[name]),
         "training_ratio_to_mock": _median_ratio(rates[name], rates["mock"]),
+        "noise_floor": noise_floor(ratios(rates["mock_again"], rates["mock"])),
         "data_wait": statistics.median(wait for _, wait in training[name]),
         "images": len(subject.rows),
         "image_size": subject.geometry.size,

@@ -121,7 +121,10 @@ def show_ray(measured: Sequence[Row], console: Console) -> None:
 
 def show_loaders(measured: Sequence[Row], console: Console) -> None:
     """A table for readers."""
-    caption = "Medians of {rounds} rounds, batch {batch_size}; {device}, threads: {threads}; {hardware}, torch {torch}"
+    caption = (
+        "Medians of {rounds} rounds, batch {batch_size}; a training's noise floor {noise_floor:.3f}; {device}, "
+        "threads: {threads}; {hardware}, torch {torch}"
+    )
     table = Table("data", "loader", title="Loaders, {workers} workers".format(**measured[0]))
     table.caption = caption.format(**measured[0])
     for heading in ("images/s", "torchvision's", "training, images/s", "of mock's", "waits for data"):

@@ -20,6 +20,9 @@ from benchmarks.loaders import Setting, Subject
 pytest.importorskip("ffcv", reason="FFCV is optional; make ffcv")
 
 CPU = torch.device("cpu")
+LARGEST_FLOOR = 0.1
+"""How far two equal trainings may lie apart before a measurement says nothing."""
+
 TRIES = 3
 """A machine that others use is slower in one minute than in the next; the claim is of what the code can do."""
 
@@ -45,7 +48,7 @@ def test_a_row_for_each_loader(capsys: pytest.CaptureFixture[str]) -> None:
     options = "loaders --json --rounds 1 --steps 1 --batch-size 32 --workers 1 --device cpu"
     assert throughput.main(options.split()) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["loader"] for row in rows] == ["torchvision", "memory", "ffcv", "folder", "mock"]
+    assert [row["loader"] for row in rows] == ["torchvision", "memory", "ffcv", "folder", "mock", "mock_again"]
     for row in rows:
         assert (row["data"], row["workers"], row["images"], row["image_size"]) == ("digits", 1, 1438, 32)
         assert row["images_per_second"] > 0
@@ -61,7 +64,7 @@ def test_photographs_have_no_memory_row_and_every_loader_the_same_images(tmp_pat
     root = photographs(tmp_path / "photographs", 40, (80, 64))
     subject, setting = loaders.imagenet(root), Setting(8, 1, 1, 1, CPU)
     epochs = loaders.contenders(subject, setting, tmp_path / "scratch")
-    assert list(epochs) == ["torchvision", "ffcv", "folder", "mock"]
+    assert list(epochs) == ["torchvision", "ffcv", "folder", "mock", "mock_again"]
     for name in ("torchvision", "ffcv", "folder"):
         batches = list(epochs[name]())
         assert [images.shape for images, _ in batches] == [(8, 3, 224, 224)] * 5, name
@@ -135,11 +138,15 @@ def test_small_images_never_keep_a_training_waiting(tmp_path: Path) -> None:
     setting = Setting(64, min(os.cpu_count() or 1, 2), 3, 3, CPU)
 
     def enough(rows: dict[str, Any]) -> bool:
+        floor = rows["mock"]["noise_floor"]
         return (
-            rows["memory"]["ratio_to_torchvision"] >= 4
-            and rows["memory"]["training_ratio_to_mock"] >= 0.95
-            and rows["ffcv"]["training_ratio_to_mock"] >= 0.9
+            floor <= LARGEST_FLOOR
+            and rows["memory"]["ratio_to_torchvision"] >= 4
+            and rows["memory"]["training_ratio_to_mock"] >= 0.95 - floor
+            and rows["ffcv"]["training_ratio_to_mock"] >= 0.9 - floor
         )
 
     rows = best(subject, setting, tmp_path, enough)
+    if rows["mock"]["noise_floor"] > LARGEST_FLOOR:
+        pytest.skip(f"two equal trainings are {rows['mock']['noise_floor']:.0%} apart: the machine is too busy to tell")
     assert enough(rows), rows
