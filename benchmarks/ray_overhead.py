@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.timing import interleaved, noise_floor, ratios
-from benchmarks.training_steps import Row, enlarged_digits, open_digits
+from benchmarks.training_steps import Row, enlarged_digits, no_teacher, open_digits
 from benchmarks.turns import Team, Turns, cpu_seconds
 from cluster.launch import Group, Worker
 from compression.batch import Batch
@@ -110,13 +110,9 @@ def body(task: Task, worker: Worker) -> None:
     loader = InTurns(enlarged_digits(setting.size, worker.device), turns, setting.steps)
     experiment = setting.experiment
     folder = RunFolder(Path(task.storage), experiment.identity)
-    run = Run(experiment, Placement(storage=task.storage), worker, loader, folder, _no_teacher)
+    run = Run(experiment, Placement(storage=task.storage), worker, loader, folder, no_teacher)
     with suppress(NoMoreTurns):
         METHODS[Dense](run, experiment.method)
-
-
-def _no_teacher(run: Run, experiment: Experiment) -> Any:
-    raise AssertionError("a dense training has no teacher")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from pipelines.data.loader import NEEDS, Loader
 from pipelines.data.stores import Opened, in_memory
 from pipelines.evaluation import autocast
 from pipelines.execute import environment
-from pipelines.experiment import Training
+from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import parameter_groups
+from pipelines.stages import Run
 from pipelines.training import apply
 
 VARIANTS = {
@@ -126,6 +127,11 @@ def enlarged_digits(size: int, device: torch.device) -> Opened:
         images[part] = resized.permute(0, 2, 3, 1).contiguous().numpy()
     resized = dataclasses.replace(arrays, images=images)
     return in_memory(resized, Digits().augmentation, device, torch.float32)
+
+
+def no_teacher(run: Run, experiment: Experiment) -> nn.Module:
+    """For a Run that only trains what it is given."""
+    raise AssertionError("what is timed has its teacher already, or needs none")
 
 
 def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:

@@ -1,6 +1,7 @@
 """Prune-then-Distill on CIFAR-100: python pipelines/cifar100_prune_then_distill.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import cifar100_prune_then_distill
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """EPSD on CIFAR-10: python pipelines/cifar10_epsd.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import cifar10_epsd
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import tyro
 from rich.console import Console
 
 from cluster.checkpoints import open_storage
-from cluster.leaving import leave as leave
 from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters

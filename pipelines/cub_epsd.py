@@ -1,6 +1,7 @@
 """EPSD on CUB-200-2011: python pipelines/cub_epsd.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import cub_epsd
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """EPSD on scikit-learn's digits: python pipelines/digits_epsd.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import digits_epsd
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Dense networks on ImageNet: python pipelines/imagenet_dense.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import imagenet_dense
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """EPSD on ImageNet: python pipelines/imagenet_epsd.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import imagenet_epsd
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """PDD on ImageNet: python pipelines/imagenet_pdd.py --help"""
 
-from pipelines.cli import leave, main
+from cluster.leaving import leave
+from pipelines.cli import main
 from pipelines.recipes import imagenet_pdd
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cluster.leaving import leave
 from compression.choose import choose
 from pipelines import cli
 from pipelines.recipes import RECIPES
@@ -31,4 +32,4 @@ def recipes() -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    leave(main())

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.planning.data import Counts, find, stand_in
+from benchmarks.planning.data import Counts, find
 from benchmarks.planning.links import SMALL_BYTES, link_of, reduce_seconds
 from benchmarks.planning.measure import run_steps
 from benchmarks.planning.meter import Meter, Setting, gradient_bytes
@@ -134,10 +134,9 @@ def _steps(part: Part, case: Case, batch: int, worker: Worker, name: str) -> flo
 def _part(case: Case, device: torch.device) -> Part:
     settings = Training(batch_size=case.batch_size)
     data = CIFAR10()
-    counts = Counts(10, 50_000, 10_000)
-    found = find(data, device, torch.float32, 0, counts)
+    found = find(data, device, torch.float32, 0, Counts(10, 50_000, 10_000))
     assert found.in_step
-    info = Loader(stand_in(data, counts, 32, device, torch.float32), 0.0, 0).info
+    info = Loader(found.opened, 0.0, 0).info
     model = placed(models.build(case.model, 10), settings, device)
     return Part(
         Experiment(Dense(), case.model, data, settings),

@@ -17,13 +17,14 @@ from torch import nn
 from benchmarks.planning.data import ShortLoader
 from benchmarks.planning.model import StageTime, StepTime
 from benchmarks.planning.rehearsal import Given, Part
+from benchmarks.training_steps import no_teacher
 from cluster.launch import Worker
 from compression import cost
 from pipelines.data.config import Resolution
 from pipelines.data.loader import Loader
 from pipelines.data.stores import Opened
 from pipelines.evaluation import evaluate
-from pipelines.experiment import Experiment, Placement, Training
+from pipelines.experiment import Placement, Training
 from pipelines.folder import RunFolder
 from pipelines.stages import Run
 
@@ -66,7 +67,7 @@ def run_steps(
     loader = ShortLoader(part.found.opened, 0.0, 0, Resolution(size, size) if size != usual else None)
     loader.most = steps
     placement = Placement(storage=str(folder))
-    run = Run(part.experiment, placement, worker, loader, RunFolder(folder, "plan"), _no_teacher)
+    run = Run(part.experiment, placement, worker, loader, RunFolder(folder, "plan"), no_teacher)
     optimizer = dataclasses.replace(part.settings.optimizer, lr=STILL)
     settings = dataclasses.replace(
         part.settings, epochs=epochs, batch_size=batch, optimizer=optimizer, warmup_epochs=0.0
@@ -81,10 +82,6 @@ def run_steps(
         since = (record["time_ms"] - records[place - 1]["time_ms"]) / 1000 if place else in_epoch * step
         found.append((step, max(since - in_epoch * step, 0.0)))
     return found
-
-
-def _no_teacher(run: Run, experiment: Experiment) -> nn.Module:
-    raise AssertionError("a rehearsed training has its teacher already")
 
 
 def time_evaluation(
