@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import tables
-from cluster.leaving import leave
+from cluster.exit import leave
 from compression.criteria import CRITERIA
 from compression.methods import EPSD, PDD, Dense, EarlyPruning, IterativeMagnitude, MethodConfig, PruneThenDistill
 from compression.objectives import OBJECTIVES, CrossEntropyConfig, CSKDConfig

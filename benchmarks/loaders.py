@@ -19,18 +19,18 @@ from torchvision import datasets, transforms
 
 from benchmarks.timing import noise_floor, ratios
 from compression import models
-from pipelines.data.arrays import read_whole
-from pipelines.data.beton import Beton
-from pipelines.data.beton_parts import Job
-from pipelines.data.beton_store import BetonStore
 from pipelines.data.config import Augmentation
-from pipelines.data.digits_folder import write_digits_as_imagenet
-from pipelines.data.folder import FolderStore
-from pipelines.data.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.ffcv.beton import Beton
+from pipelines.data.ffcv.part_writer import Job
+from pipelines.data.ffcv.store import BetonStore
 from pipelines.data.loader import Loader
-from pipelines.data.parts import Files, Source
-from pipelines.data.prepared_sets import storage
-from pipelines.data.preparing import prepare
+from pipelines.data.loading.arrays import read_whole
+from pipelines.data.loading.folder import FolderStore
+from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.preparing.convert import prepare
+from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
+from pipelines.data.preparing.sets import storage
+from pipelines.data.source import Files, Source
 from pipelines.data.stores import Opened, in_memory
 from pipelines.execute import environment
 

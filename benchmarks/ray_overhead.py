@@ -28,9 +28,9 @@ from pipelines.data.loader import Loader
 from pipelines.data.stores import Opened
 from pipelines.execute import environment
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
 from pipelines.optimizers import SGD
-from pipelines.stages import Run
+from pipelines.run_folder import RunFolder
+from pipelines.session import Run
 
 LAUNCHERS: dict[str, Literal["local", "ray"]] = {"local": "local", "local_again": "local", "ray": "ray"}
 """What is measured -> its launcher. The second local group says how far apart two equal things come out."""

@@ -21,15 +21,15 @@ from compression import Batch, allocation, models
 from compression.criteria import snip
 from compression.masks import Masks
 from compression.objectives import OBJECTIVES, CrossEntropy, Objective
-from pipelines.data.arrays import read_digits
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
+from pipelines.data.loading.arrays import read_digits
 from pipelines.data.stores import Opened, in_memory
 from pipelines.evaluation import autocast
 from pipelines.execute import environment
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import parameter_groups
-from pipelines.stages import Run
+from pipelines.session import Run
 from pipelines.training import apply
 
 VARIANTS = {

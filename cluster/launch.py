@@ -86,12 +86,12 @@ def launch(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) ->
     if not items:
         return []
     if group.launcher == "ray":
-        from cluster.ray_train import run_on_ray
+        from cluster.ray.trainer import run_on_ray
 
         return run_on_ray(body, items, group, on_event)
     if group.workers == 0 and group.parallel == 1:
         return _run_here(body, items, group, on_event)
-    from cluster.local import run_on_processes
+    from cluster.local.pool import run_on_processes
 
     return run_on_processes(body, items, group, on_event)
 

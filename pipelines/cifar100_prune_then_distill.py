@@ -1,6 +1,6 @@
 """Prune-then-Distill on CIFAR-100: python pipelines/cifar100_prune_then_distill.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import cifar100_prune_then_distill
 

@@ -1,6 +1,6 @@
 """EPSD on CIFAR-10: python pipelines/cifar10_epsd.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import cifar10_epsd
 

@@ -10,8 +10,8 @@ from compression import cost
 from compression.compaction import compact
 from compression.masks import prunable
 from compression.objectives import CrossEntropy
-from pipelines.folder import RunFolder
-from pipelines.stages import Run
+from pipelines.run_folder import RunFolder
+from pipelines.session import Run
 from pipelines.teachers import closure
 from pipelines.training import step_flops
 

@@ -1,6 +1,6 @@
 """EPSD on CUB-200-2011: python pipelines/cub_epsd.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import cub_epsd
 

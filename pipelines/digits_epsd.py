@@ -1,6 +1,6 @@
 """EPSD on scikit-learn's digits: python pipelines/digits_epsd.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import digits_epsd
 

@@ -20,9 +20,9 @@ from cluster.stopping import Stopped
 from cluster.strategy import strategy as make_strategy
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
-from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.publish import Publisher
+from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -24,8 +24,8 @@ from pipelines import identity
 from pipelines.costs import log_costs
 from pipelines.data.loader import open_loader
 from pipelines.experiment import Experiment, Placement
-from pipelines.folder import RunFolder
-from pipelines.stages import Run
+from pipelines.run_folder import RunFolder
+from pipelines.session import Run
 from pipelines.teachers import obtain
 
 

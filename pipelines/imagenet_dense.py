@@ -1,6 +1,6 @@
 """Dense networks on ImageNet: python pipelines/imagenet_dense.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import imagenet_dense
 

@@ -1,6 +1,6 @@
 """EPSD on ImageNet: python pipelines/imagenet_epsd.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import imagenet_epsd
 

@@ -1,6 +1,6 @@
 """PDD on ImageNet: python pipelines/imagenet_pdd.py --help"""
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from pipelines.cli import main
 from pipelines.recipes import imagenet_pdd
 

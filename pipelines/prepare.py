@@ -22,14 +22,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.data import manifest
-from pipelines.data.beton_parts import Job
-from pipelines.data.ffcv_installed import require_installed
-from pipelines.data.manifest import Manifest
-from pipelines.data.parts import Source
-from pipelines.data.prepared_sets import PRESETS, SETS, storage
-from pipelines.data.preparing import prepare
-from pipelines.data.preparing_display import Display
+from pipelines.data.ffcv.installed import require_installed
+from pipelines.data.ffcv.part_writer import Job
+from pipelines.data.preparing import manifest
+from pipelines.data.preparing.convert import prepare
+from pipelines.data.preparing.display import Display
+from pipelines.data.preparing.manifest import Manifest
+from pipelines.data.preparing.sets import PRESETS, SETS, storage
+from pipelines.data.source import Source
 
 SHOWN = 20
 """Names of images that are listed on the screen; the manifest has all of them."""

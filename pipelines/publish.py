@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from cluster.tracking import Metric, RunRecord, Tracker
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 
 Status = Literal["RUNNING", "FINISHED", "FAILED"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cluster.leaving import leave
+from cluster.exit import leave
 from compression.choose import choose
 from pipelines import cli
 from pipelines.recipes import RECIPES

@@ -15,9 +15,9 @@ from cluster.launch import Worker
 from compression import artifact, cost
 from pipelines.data.loader import open_loader
 from pipelines.experiment import Experiment
-from pipelines.folder import RunFolder
 from pipelines.identity import canonical
-from pipelines.stages import Run
+from pipelines.run_folder import RunFolder
+from pipelines.session import Run
 
 Execute = Callable[[Experiment, Worker], dict[str, Any]]
 

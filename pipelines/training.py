@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cluster.pace import MUCH_SLOWER, Pace
 from cluster.stopping import Stopped, Vote, Wish
+from cluster.stragglers import MUCH_SLOWER, Pace
 from cluster.strategy import Strategy
 from compression import cost
 from compression.masks import Masks
 from compression.objectives.base import Objective
-from pipelines.data.draws import stream
+from pipelines.checkpointer import Keeper, Part
+from pipelines.data.loading.draws import stream
 from pipelines.evaluation import autocast, evaluate
 from pipelines.experiment import Training
-from pipelines.keeper import Keeper, Part
 from pipelines.optimizers import check_elementwise, factor_at, parameter_groups, without_vector_decay
 
 if TYPE_CHECKING:
-    from pipelines.stages import Run
+    from pipelines.session import Run
 
 LOG_STEPS = 100
 """Training steps between the points where numbers leave the device."""

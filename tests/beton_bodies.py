@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.beton import Beton
-from pipelines.data.beton_store import BetonStore
-from pipelines.data.folder import FolderStore
-from pipelines.data.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.ffcv.beton import Beton
+from pipelines.data.ffcv.store import BetonStore
 from pipelines.data.loader import Loader
-from pipelines.data.parts import Pixels
+from pipelines.data.loading.folder import FolderStore
+from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.loading.views import Request, Store, View
+from pipelines.data.source import Pixels
 from pipelines.data.stores import Opened
-from pipelines.data.views import Request, Store, View
 
 CPU = torch.device("cpu")
 NOTHING: frozenset[str] = frozenset()

@@ -20,7 +20,7 @@ from cluster.launch import Group, Worker, launch
 from compression import cost
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 
 SEED = int(os.environ.get("ORCHARD_KILL_SEED", random.randrange(10**6)))
 """Of the draws; set the variable to draw the same again."""

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import prepare
-from pipelines.data.in_order import in_order
-from pipelines.data.parts import Source
-from pipelines.data.prepared_sets import SETS
+from pipelines.data.preparing.process_pool import in_order
+from pipelines.data.preparing.sets import SETS
+from pipelines.data.source import Source
 
 ODD_ROW = 40
 """From here on a part of Odd images does what it is there for."""

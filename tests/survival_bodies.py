@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import Group, Worker, launch
-from cluster.pace import Pace
 from cluster.stopping import Stopped, Vote, Wish
+from cluster.stragglers import Pace
 
 
 def survive(item: tuple[str, str], worker: Worker) -> Any:

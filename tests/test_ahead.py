@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.ahead import Ahead
+from pipelines.data.loading.prefetch import Ahead
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_the_garbage_collector_may_run_where_the_thread_waits() -> None:
 
 ENDING = """
 import time
-from pipelines.data.ahead import Ahead
+from pipelines.data.loading.prefetch import Ahead
 
 def slow():
     while True:

@@ -15,22 +15,22 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data.ffcv_threads import threads_kept
+from pipelines.data.ffcv.threads import threads_kept
 
 with threads_kept():
     pytest.importorskip("ffcv", reason="FFCV is optional: make ffcv")
 
-from pipelines.data.arrays import Arrays
-from pipelines.data.beton import Beton
-from pipelines.data.beton_kernels import JPEG, RAW, kernels
 from pipelines.data.config import Augmentation
-from pipelines.data.folder import FolderStore
-from pipelines.data.geometry import PadCrop, Plan, ResizedCrop
-from pipelines.data.image_folders import centre
+from pipelines.data.ffcv.beton import Beton
+from pipelines.data.ffcv.kernels import JPEG, RAW, kernels
 from pipelines.data.loader import Loader
-from pipelines.data.memory import MemoryStore
-from pipelines.data.parts import Files
-from pipelines.data.views import NEEDS, View
+from pipelines.data.loading.arrays import Arrays
+from pipelines.data.loading.folder import FolderStore
+from pipelines.data.loading.geometry import PadCrop, Plan, ResizedCrop
+from pipelines.data.loading.memory import MemoryStore
+from pipelines.data.loading.views import NEEDS, View
+from pipelines.data.readers.image_folders import centre
+from pipelines.data.source import Files
 from tests.beton_bodies import CPU, NOTHING, PLAIN, loader, photos, request, store, write
 
 NORMAL = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)

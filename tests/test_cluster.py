@@ -23,11 +23,11 @@ import torch
 from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore
 from cluster.launch import LOOPBACK, STOPPED, Group, Outcome, launch
-from cluster.ledger import Ledger
-from cluster.pace import Slowest, find_slowest
-from cluster.ray_network import interface_of
+from cluster.outcomes import Ledger
+from cluster.ray.network import interface_of
 from cluster.stopping import Notice, Wish
 from cluster.storage_check import Marker, complaint, marked
+from cluster.stragglers import Slowest, find_slowest
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.experiment import Placement
 from tests.survival_bodies import survive
@@ -117,7 +117,7 @@ class TestSigterm:
         assert (notice.take(), notice.take()) == (Wish.STOP, Wish.STOP)
 
     def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cluster.local.GRACE_SECONDS", 1.0)
+        monkeypatch.setattr("cluster.local.pool.GRACE_SECONDS", 1.0)
         begin = time.monotonic()
         assert run(["pay_no_heed"], tmp_path, terminate=True, workers=2) == [STOPPED]
         assert time.monotonic() - begin < 90
@@ -187,7 +187,7 @@ class TestStorage:
 def test_a_teardown_that_crashes_does_not_change_what_a_cluster_is_told(connected: bool, status: int) -> None:
     script = f"""
 import atexit, os, signal, sys, types
-from cluster.leaving import leave
+from cluster.exit import leave
 sys.modules["ray"] = types.SimpleNamespace(is_initialized=lambda: {connected})
 atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
 print("everything that was printed")

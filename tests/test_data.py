@@ -16,13 +16,16 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from compression.batch import Batch
-from pipelines.data import draws, geometry, image_folders, official, parts, splits
-from pipelines.data.arrays import Arrays, read_digits, read_whole
+from pipelines.data import readers as official
+from pipelines.data import source as parts
 from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images, Resolution
-from pipelines.data.digits_folder import write_digits_as_imagenet
 from pipelines.data.loader import NEEDS, Loader, open_loader
-from pipelines.data.memory import MemoryStore, windows
-from pipelines.data.views import CROP, FLIP, View
+from pipelines.data.loading import draws, geometry, splits
+from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
+from pipelines.data.loading.memory import MemoryStore, windows
+from pipelines.data.loading.views import CROP, FLIP, View
+from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
+from pipelines.data.readers import image_folders
 from pipelines.identity import identity
 
 NOTHING: frozenset[str] = frozenset()

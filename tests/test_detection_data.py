@@ -19,15 +19,16 @@ from torch import Tensor
 
 from compression.batch import Batch
 from pipelines import prepare
-from pipelines.data import detection, draws
-from pipelines.data.detection import PaddedBoxes, draw_crops, padded, unletterboxed
-from pipelines.data.detection_config import VOC, DetectionAugmentation
-from pipelines.data.geometry import Letterbox, letterboxes
+from pipelines.data.detection import boxes as detection
+from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, padded, unletterboxed
+from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loader import NEEDS, Loader, open_loader
-from pipelines.data.official import voc
-from pipelines.data.official.boxes import CLASSES
-from pipelines.data.parts import IMAGENET_MEAN, IMAGENET_STD
-from pipelines.data.views import View
+from pipelines.data.loading import draws
+from pipelines.data.loading.geometry import Letterbox, letterboxes
+from pipelines.data.loading.views import View
+from pipelines.data.readers import voc
+from pipelines.data.readers.boxes import CLASSES
+from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD
 
 NOTHING: frozenset[str] = frozenset()
 SIZE = 64

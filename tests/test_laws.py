@@ -180,7 +180,7 @@ from compression.methods import EPSD
 from pipelines.data.config import Digits
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 
 storage = open_storage(Path(sys.argv[1]))
 experiment = Experiment(EPSD(sparsity=0.9), "resnet20", Digits(), Training(epochs=1))

@@ -25,7 +25,7 @@ from pipelines.data.loader import open_loader
 from pipelines.evaluation import evaluate
 from pipelines.execute import Work
 from pipelines.experiment import Experiment, Training
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 from tests import enrolled
 from tests.kill_bodies import SEED, Kill, draw_kill, execute_and_die, same_run, work_in
 

@@ -23,8 +23,8 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
 from pipelines.recipes import digits_epsd
+from pipelines.run_folder import RunFolder
 from tests.job_package import ROOT
 
 MANIFESTS = ROOT / "cluster/manifests"

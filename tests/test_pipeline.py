@@ -31,9 +31,9 @@ from pipelines.data.loader import open_loader
 from pipelines.driver import run_experiments
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
 from pipelines.identity import ADDED, PLACE, canonical, identity
 from pipelines.optimizers import SGD, AdamW, Cosine, MultiStep, TorchOptimizer, factor_at
+from pipelines.run_folder import RunFolder
 
 SHORT = Training(epochs=2, batch_size=256, optimizer=SGD(lr=0.05))
 

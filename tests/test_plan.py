@@ -46,8 +46,8 @@ from pipelines import cli
 from pipelines.data.config import CIFAR10, CUB, Digits, ImageNet, Images, TinyImageNet
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
-from pipelines.folder import RunFolder
 from pipelines.recipes import RECIPES
+from pipelines.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 

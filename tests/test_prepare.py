@@ -21,20 +21,21 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import prepare
-from pipelines.data import beton_format, manifest
-from pipelines.data.arrays import read_whole
-from pipelines.data.beton import Beton
-from pipelines.data.beton_fields import Storage
-from pipelines.data.beton_parts import Job
 from pipelines.data.config import CIFAR10, CUB, ImageNet, Images
-from pipelines.data.digits_folder import prepared, write_digits_as_cub, write_digits_as_imagenet
-from pipelines.data.native_jpeg import is_sound
-from pipelines.data.official import cub, imagenet, images
-from pipelines.data.parts import Files, Pixels, Source
-from pipelines.data.prepared_sets import storage
-from pipelines.data.preparing import prepare as prepare_job
-from pipelines.data.preparing_display import Display
-from pipelines.data.workspace import workspace
+from pipelines.data.ffcv import format as beton_format
+from pipelines.data.ffcv.beton import Beton
+from pipelines.data.ffcv.fields import Storage
+from pipelines.data.ffcv.native_jpeg import is_sound
+from pipelines.data.ffcv.part_writer import Job
+from pipelines.data.loading.arrays import read_whole
+from pipelines.data.preparing import manifest
+from pipelines.data.preparing.convert import prepare as prepare_job
+from pipelines.data.preparing.digits_folder import prepared, write_digits_as_cub, write_digits_as_imagenet
+from pipelines.data.preparing.display import Display
+from pipelines.data.preparing.sets import storage
+from pipelines.data.preparing.workspace import workspace
+from pipelines.data.readers import cub, imagenet, images
+from pipelines.data.source import Files, Pixels, Source
 from tests.prepare_bodies import odd
 
 pytest.importorskip("ffcv", reason="FFCV is optional; make ffcv")
@@ -368,7 +369,7 @@ class TestAgain:
         out.mkdir(parents=True)
         out.parent.chmod(0o500)
         # Root may write everywhere, so it is told otherwise.
-        monkeypatch.setattr("pipelines.data.workspace.os.access", lambda path, mode: path != out.parent)
+        monkeypatch.setattr("pipelines.data.preparing.workspace.os.access", lambda path, mode: path != out.parent)
         with workspace(out, print) as inside:
             assert inside.parent == out
         assert run(folder, out) == 0

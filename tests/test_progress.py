@@ -50,7 +50,7 @@ RUN: list[tuple[int, Event]] = [
 
 def test_what_the_machinery_logs_is_shown_while_runs_go_on() -> None:
     console = Console(file=io.StringIO(), width=80)
-    logger = logging.getLogger("cluster.ray_watch")
+    logger = logging.getLogger("cluster.ray.monitor")
     logger.info("before")
     with Progress(["dense"], console):
         logger.info("worker %d is on %s", 1, "[10.0.0.2]")

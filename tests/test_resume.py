@@ -21,7 +21,7 @@ from compression.methods import Dense, IterativeMagnitude
 from compression.objectives import DLBConfig, ObjectiveConfig, PSKDConfig
 from pipelines.execute import execute
 from pipelines.experiment import Experiment
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 from tests import enrolled
 from tests.kill_bodies import SEED, Kill, command, draw_kill, execute_and_die, same_run, work_in
 

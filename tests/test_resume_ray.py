@@ -16,7 +16,7 @@ from compression.methods import EPSD, Dense, PruneThenDistill
 from pipelines.driver import run_experiments
 from pipelines.execute import execute
 from pipelines.experiment import Placement
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 from tests.enrolled import small
 from tests.kill_bodies import Kill, command, execute_and_die, same_run, work_in
 

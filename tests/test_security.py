@@ -30,8 +30,8 @@ import torch
 from cluster.checkpoints import CheckpointStore, save_tensors, write_json
 from cluster.tracking import Tracker
 from pipelines.cli import main
-from pipelines.folder import RunFolder
 from pipelines.recipes import RECIPES
+from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure
 from tests.job_package import ROOT, checkout, package
 
@@ -422,7 +422,7 @@ LOADERS = {
     "exec",
 }
 EXCEPTIONS = {
-    "pipelines/data/official/pickles.py: pickle.Unpickler": "CIFAR's official files, restricted to arrays of bytes",
+    "pipelines/data/readers/pickles.py: pickle.Unpickler": "CIFAR's official files, restricted to arrays of bytes",
 }
 """Where something is unpickled all the same -> why it may be."""
 

@@ -22,12 +22,11 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from pipelines.data import image_folders
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
-from pipelines.data.official import cifar, cub, imagenet, images, pickles, source, tiny_imagenet, voc
-from pipelines.data.official.boxes import CLASSES, parse
-from pipelines.data.official.checks import Whole
-from pipelines.data.parts import Part, Pixels, Source, ZipMembers
+from pipelines.data.readers import cifar, cub, image_folders, imagenet, images, pickles, source, tiny_imagenet, voc
+from pipelines.data.readers.boxes import CLASSES, parse
+from pipelines.data.readers.checks import Whole
+from pipelines.data.source import Part, Pixels, Source, ZipMembers
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
 Entries = dict[str, Any]

@@ -23,8 +23,8 @@ from compression.methods import Dense, EarlyPruning
 from pipelines.data.config import Digits
 from pipelines.execute import Work
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
 from pipelines.optimizers import AdamW
+from pipelines.run_folder import RunFolder
 from tests.strategy_bodies import SPLIT_ALL, WAYS, Trained, Watched, act
 
 DIGITS = Digits(val_fraction=0.55)

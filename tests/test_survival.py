@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder import RunFolder
+from pipelines.run_folder import RunFolder
 from tests.hosts import Hosts, why_not
 from tests.kill_bodies import same_run
 from tests.ray_on_hosts import Cluster, Done, Job, fresh_clone

@@ -17,8 +17,8 @@ from compression.methods import Dense
 from pipelines import publish
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
 from pipelines.publish import Publisher
+from pipelines.run_folder import RunFolder
 from tests.enrolled import DIGITS
 from tests.test_tracking import free_port, wait_until_healthy
 
@@ -120,7 +120,7 @@ def begin_and_end(body, work, group, on_event):
 
     from cluster.launch import launch
 
-    with mock.patch("pipelines.stages.training.train", side_effect=KeyboardInterrupt):
+    with mock.patch("pipelines.session.training.train", side_effect=KeyboardInterrupt):
         return launch(body, work, group, on_event)
 
 

@@ -25,8 +25,8 @@ from pipelines.data.config import Augmentation, Digits, Images
 from pipelines.driver import run_experiments
 from pipelines.execute import execute
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.folder import RunFolder
 from pipelines.optimizers import SGD
+from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure, with_data_of
 from tests.kill_bodies import Kill, execute_and_die, same_run, work_in
 from tests.test_data import make_images

@@ -17,7 +17,7 @@ from benchmarks import throughput
 from benchmarks.timing import interleaved, noise_floor, ratios
 from benchmarks.training_steps import VARIANTS, Row, Setting, Trainee, measure, open_digits, rows, trainees
 from compression.masks import Masks
-from pipelines.data.arrays import read_digits
+from pipelines.data.loading.arrays import read_digits
 from pipelines.experiment import Training
 from pipelines.optimizers import SGD
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from compression.batch import Batch
-from pipelines.data.arrays import Arrays
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, TinyImageNet
 from pipelines.data.loader import Loader
-from pipelines.data.memory import MemoryStore
+from pipelines.data.loading.arrays import Arrays
+from pipelines.data.loading.memory import MemoryStore
+from pipelines.data.loading.views import Request, Store, batch_of
 from pipelines.data.stores import Opened, open_store
-from pipelines.data.views import Request, Store, batch_of
 
 FEW = 1024
 """Images that a stand-in really holds: the same come again and again."""
@@ -76,7 +76,7 @@ def find(config: Data, device: torch.device, dtype: torch.dtype, workers: int, g
 
 def official(config: Data, missing: str) -> Counts:
     """How many images the whole data set has. ValueError: nobody knows; `missing` says why they cannot be counted."""
-    from pipelines.data.official import cub, imagenet, tiny_imagenet  # torchvision's import takes seconds
+    from pipelines.data.readers import cub, imagenet, tiny_imagenet  # torchvision's import takes seconds
 
     wholes = {TinyImageNet: tiny_imagenet.WHOLE, ImageNet: imagenet.WHOLE, CUB: cub.WHOLE}
     own_name = getattr(config, "name", None) not in (None, type(config)().label)

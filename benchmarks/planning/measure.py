@@ -25,8 +25,8 @@ from pipelines.data.loader import Loader
 from pipelines.data.stores import Opened
 from pipelines.evaluation import evaluate
 from pipelines.experiment import Placement, Training
-from pipelines.folder import RunFolder
-from pipelines.stages import Run
+from pipelines.run_folder import RunFolder
+from pipelines.session import Run
 
 ROUNDS = 3
 """Timed epochs of a few steps each; their median counts. One more before them warms up."""

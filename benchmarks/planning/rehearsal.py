@@ -24,8 +24,8 @@ from compression.methods import METHODS, Dense
 from compression.objectives.base import Objective
 from compression.session import Info
 from pipelines.data.config import Data
-from pipelines.data.draws import stream
 from pipelines.data.loader import Loader
+from pipelines.data.loading.draws import stream
 from pipelines.experiment import Experiment, Training
 from pipelines.teachers import with_data_of
 

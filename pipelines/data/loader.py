@@ -13,11 +13,11 @@ from torch import Tensor
 
 from compression.batch import Batch
 from compression.session import Info
-from pipelines.data import draws, splits
 from pipelines.data.config import Data, Resolution
-from pipelines.data.detection_config import VOC
+from pipelines.data.detection.config import VOC
+from pipelines.data.loading import draws, splits
+from pipelines.data.loading.views import NEEDS, Request, View
 from pipelines.data.stores import Opened, open_store
-from pipelines.data.views import NEEDS, Request, View
 
 __all__ = ["NEEDS", "Loader", "open_loader"]
 

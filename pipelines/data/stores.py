@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.data.arrays import Arrays, read_digits, read_whole
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, Images, TinyImageNet
-from pipelines.data.detection_config import VOC
-from pipelines.data.geometry import Geometry, PadCrop, ResizedCrop
-from pipelines.data.memory import MemoryStore
-from pipelines.data.views import NEEDS, Store
+from pipelines.data.detection.config import VOC
+from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
+from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.loading.memory import MemoryStore
+from pipelines.data.loading.views import NEEDS, Store
 
 Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
 """Data that `pipelines/prepare.py` writes for FFCV."""
@@ -42,17 +42,17 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
     if isinstance(config, Digits):
         return in_memory(read_digits(), config.augmentation, device, dtype)
     if isinstance(config, VOC):
-        from pipelines.data.detection_store import open_detection
+        from pipelines.data.detection.store import open_detection
 
         return open_detection(config, device, dtype, workers)
     if config.backend == "ffcv":
         return _prepared(config, device, dtype, workers)
-    from pipelines.data import official  # torchvision's import takes seconds, and the digits do without
+    from pipelines.data import readers as official  # torchvision's import takes seconds, and the digits do without
 
     source = official.source(config)
     if config.backend == "memory":
         return in_memory(read_whole(source, _size(config)), config.augmentation, device, dtype)
-    from pipelines.data.folder import FolderStore
+    from pipelines.data.loading.folder import FolderStore
 
     store = FolderStore(source.parts, geometry(config), source.mean, source.std, device, dtype, workers)
     labels = {name: part.labels for name, part in source.parts.items()}
@@ -82,9 +82,9 @@ def _size(config: Prepared) -> int:
 
 def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
     """What `pipelines/prepare.py` wrote below `config.root`, read by FFCV's kernels."""
-    from pipelines.data import manifest
-    from pipelines.data.beton import Beton
-    from pipelines.data.beton_store import BetonStore
+    from pipelines.data.ffcv.beton import Beton
+    from pipelines.data.ffcv.store import BetonStore
+    from pipelines.data.preparing import manifest
 
     found, shape = manifest.read(config.root), geometry(config)
     found.check(config, shape.size if isinstance(shape, PadCrop) else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from compression.methods import EPSD
 from compression.objectives import CSKDConfig
 from pipelines.data.config import CUB
-from pipelines.data.digits_folder import prepared, write_digits_as_cub
+from pipelines.data.preparing.digits_folder import prepared, write_digits_as_cub
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, MultiStep
 from pipelines.recipes.parts import Choices

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compression.choose import choose
 from pipelines.data.config import ImageNet, Resolution
-from pipelines.data.digits_folder import prepared, write_digits_as_imagenet
+from pipelines.data.preparing.digits_folder import prepared, write_digits_as_imagenet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Linear, MultiStep
 from pipelines.recipes.parts import Choices

@@ -1,0 +1,218 @@
+"""Batches for detection: a backend's letterboxed pictures, and with them the boxes, which are held here.
+
+Where a letterbox puts a picture follows from the image's size alone, so all boxes of a set are moved there once, at its
+opening, and a backend knows nothing of boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compression.batch import Batch
+from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, draw_flips, padded
+from pipelines.data.detection.config import VOC, DetectionAugmentation
+from pipelines.data.loading.geometry import Letterbox
+from pipelines.data.loading.views import Finish, Request, Store
+from pipelines.data.source import RGB, Source
+from pipelines.data.stores import Opened
+
+if TYPE_CHECKING:
+    from pipelines.data.ffcv.beton import Beton
+    from pipelines.data.readers.voc import Detections
+
+# What is in flight while heads of files are read.
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What is known of one part's images. boxes: in pixels of the images. sizes: (N, 2) int64, heights and widths."""
+
+    boxes: PaddedBoxes
+    sizes: Tensor
+
+
+class DetectionStore:
+    """Gives the batches of `store`, whose geometry is Letterbox(size), with boxes in the place of class labels.
+
+    A batch's labels are a list of N dicts in torchvision's form, on the device:
+
+        boxes (n, 4) float32, left, top, right, bottom in pixels of the batch's picture; n may be 0
+        labels (n,) int64, from 1 on; difficult (n,) bool
+        image_id (1,) int64, the sample's index
+        orig_size (2,) int64, height and width of the image as it is stored, for `detection.unletterboxed`
+
+    Training images are cropped and flipped; those of evaluation are not.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        parts: Mapping[str, Annotated],
+        size: int,
+        augmentation: DetectionAugmentation,
+        black: Tensor,
+        device: torch.device,
+    ) -> None:
+        """black: (1, C, 1, 1), what `store` makes of a black pixel. ValueError: a box does not lie in its image."""
+        self.host = store.host
+        self._store = store
+        self._size = size
+        self._augmentation = augmentation
+        self._black = black
+        self._device = device
+        # On the host: the list's lengths must be known there, and to ask the device for them would stop the training.
+        self._sizes = {name: part.sizes.to(self.host) for name, part in parts.items()}
+        self._boxes = {name: _letterboxed(name, part, size).to(self.host) for name, part in parts.items()}
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        asked: deque[Request] = deque()
+
+        def noted() -> Iterator[Request]:
+            for request in requests:
+                asked.append(request)  # the store may ask some batches ahead, and in another thread
+                yield request
+
+        for batch in self._store.read(noted()):
+            yield self._annotated(batch, asked.popleft())
+
+    def close(self) -> None:
+        self._store.close()
+        self._boxes.clear()
+
+    def _annotated(self, batch: Batch, request: Request) -> Batch:
+        view = request.views["images"]
+        boxes, sizes = self._boxes[request.part][view.rows], self._sizes[request.part][view.rows]
+        images = batch.images
+        if view.key is not None:
+            images, boxes = self._augmented(images, boxes, sizes, view.key, view.owner)
+        return dataclasses.replace(batch, images=images, labels=self._targets(boxes, request.index, sizes))
+
+    def _augmented(
+        self, images: Tensor, boxes: PaddedBoxes, sizes: Tensor, key: int, owner: Tensor
+    ) -> tuple[Tensor, PaddedBoxes]:
+        if self._augmentation.crop:
+            crops = draw_crops(boxes, sizes, self._size, key, owner)
+            boxes = crops.boxes(boxes)
+            images = crops.each(self._moved).images(images, self._black)
+        if self._augmentation.flip:
+            flips = draw_flips(key, owner)
+            boxes = boxes.flipped(flips, self._size)
+            images = torch.where(self._moved(flips)[:, None, None, None], images.flip(3), images)
+        return images, boxes
+
+    def _targets(self, boxes: PaddedBoxes, index: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """One dict for each image; all of them share a few tensors, which are moved at once."""
+        counts, real = boxes.counts.tolist(), boxes.real
+        objects = {"boxes": boxes.boxes, "labels": boxes.labels, "difficult": boxes.difficult}
+        columns: dict[str, Any] = {name: self._moved(values[real]).split(counts) for name, values in objects.items()}
+        columns["image_id"] = self._moved(index[:, None]).unbind()
+        columns["orig_size"] = self._moved(sizes).unbind()
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _moved(self, value: Tensor) -> Tensor:
+        """On the device; the host does not wait for it."""
+        if self._device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
+        return value.to(self._device, non_blocking=True)
+
+
+def open_detection(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
+    """The data of `config` in its backend. FileNotFoundError or ValueError says what is wrong with the files."""
+    found, parts, store = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
+    pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=device)
+    black = Finish(found.mean, found.std, device, dtype)(pixel, None)
+    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, black, device)
+    # An image has objects of several classes, so the held-out split draws from all images alike.
+    labels = {name: torch.zeros(len(part.sizes), dtype=torch.int64) for name, part in parts.items()}
+    shape = (3, config.image_size, config.image_size)
+    return Opened(annotated, labels, len(found.classes), shape, found.fingerprint, frozenset({"index"}))
+
+
+class _Described(Protocol):
+    """What is known of a whole set; classes by label, 0 is the background."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def mean(self) -> RGB: ...
+    @property
+    def std(self) -> RGB: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+_Found = tuple[_Described, dict[str, Annotated], Store]
+
+
+def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
+    from pipelines.data.loading.folder import FolderStore  # with torchvision, whose import takes seconds
+    from pipelines.data.readers import voc
+
+    source = voc.read(config.root, config.years.split("+"), "detection")
+    source.check_whole(config.subset)
+    store = FolderStore(source.parts, Letterbox(config.image_size), source.mean, source.std, device, dtype, workers)
+    return source, {name: _of_files(part) for name, part in source.parts.items()}, store
+
+
+def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
+    from pipelines.data.ffcv.beton import Beton
+    from pipelines.data.ffcv.store import BetonStore
+    from pipelines.data.preparing import manifest
+
+    found = manifest.read(config.root)
+    wanted = f"voc{config.years}-detection"
+    if found.name != wanted:
+        raise ValueError(
+            f"{found.folder} holds {found.name}, not {wanted}: give the folder that prepare wrote for that"
+        )
+    whole = Source(found.name, found.classes, {}, found.mean, found.std, found.source_fingerprint, found.missing)
+    whole.check_whole(config.subset)
+    files = {name: Beton.open(found.path(name)) for name in found.parts}
+    store = BetonStore(files, Letterbox(config.image_size), found.mean, found.std, device, dtype, workers)
+    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store
+
+
+def _of_files(part: Detections) -> Annotated:
+    """Sizes are those in the heads of the files. ValueError names one that is unreadable."""
+
+    def size(row: int) -> tuple[int, int]:
+        try:
+            with Image.open(part.path(row)) as image:
+                return image.height, image.width
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{part.name(row)} is not a readable image ({error}): fetch it again") from error
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = torch.tensor(list(pool.map(size, range(len(part)))))
+    return Annotated(padded([part.boxes(row) for row in range(len(part))]), sizes)
+
+
+def _of_beton(beton: Beton, num_classes: int) -> Annotated:
+    """ValueError: the file's classes are no labels."""
+    labels = torch.from_numpy(beton.field("classes")).long()
+    counts = (labels > 0).sum(1)
+    boxes, difficult = torch.from_numpy(beton.field("boxes")), torch.from_numpy(beton.field("difficult")).bool()
+    found = PaddedBoxes(boxes, labels, difficult, counts)
+    if ((labels < 0) | (labels >= num_classes) | ((labels > 0) != found.real)).any():
+        raise ValueError(
+            f"{beton.path} has boxes of classes outside 1 to {num_classes - 1}: write it again with "
+            "pipelines/prepare.py"
+        )
+    return Annotated(found, beton.sizes)
+
+
+def _letterboxed(name: str, part: Annotated, size: int) -> PaddedBoxes:
+    try:
+        return part.boxes.letterboxed(part.sizes, size)
+    except ValueError as error:
+        raise ValueError(f"the {name} part: {error}") from error

@@ -1,0 +1,41 @@
+"""Whether FFCV is there, asked before anything is read or written with it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from pipelines.data.ffcv.threads import threads_kept
+
+PACKAGES = "libopencv-dev libturbojpeg0-dev pkg-config g++"
+"""Debian's packages against which it builds; as in .ci/install-ffcv."""
+
+
+def has_ffcv() -> bool:
+    """Whether it is installed, without the seconds that its import takes."""
+    try:
+        return find_spec("ffcv") is not None
+    except ImportError:
+        return False
+
+
+def require_installed() -> None:
+    """ValueError that says how to install FFCV, and what does without it, where it is not. Imports nothing."""
+    if not has_ffcv():
+        raise _absent("there is no module ffcv")
+
+
+def require_ffcv() -> None:
+    """As `require_installed`, also where it is installed and cannot be imported."""
+    try:
+        with threads_kept():
+            import ffcv  # noqa: F401
+    except ImportError as error:
+        raise _absent(str(error)) from error
+
+
+def _absent(why: str) -> ValueError:
+    return ValueError(
+        f"FFCV is not installed ({why}): install Debian's packages that it builds against (sudo apt-get install "
+        f"{PACKAGES}), then run 'make -B ffcv'; the other backends (--data.backend folder, and memory for small "
+        "images) do without it and without prepared files"
+    )

@@ -1,0 +1,163 @@
+"""The backend for prepared .beton files: threads decode ahead of the training through FFCV's native functions."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compression.batch import Batch
+from pipelines.data.ffcv.beton import AGAIN, Beton
+from pipelines.data.ffcv.host_finish import HostFinish
+from pipelines.data.ffcv.kernels import JPEG, kernels
+from pipelines.data.loading.geometry import Geometry, Plan
+from pipelines.data.loading.prefetch import Ahead
+from pipelines.data.loading.side_stream import SideStream
+from pipelines.data.loading.views import Finish, Request, View, batch_of
+from pipelines.data.source import RGB
+
+WAITING = 3
+"""Finished batches that wait for the training."""
+
+Made = tuple[Batch, torch.cuda.Event | None]
+
+
+class BetonStore:
+    """Reads views of .beton files by `workers` threads (at least one), some batches ahead.
+
+    On the CPU these threads also flip and normalise; a device gets uint8 and does that itself.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Beton],
+        geometry: Geometry,
+        mean: RGB,
+        std: RGB,
+        device: torch.device,
+        dtype: torch.dtype,
+        workers: int,
+    ) -> None:
+        self.host = torch.device("cpu")
+        self._files = dict(files)
+        self._geometry = geometry
+        self._finish = Finish(mean, std, device, dtype)
+        self._side = SideStream(device)
+        self._host_finish = HostFinish(self._finish, dtype) if device.type == "cpu" else None
+        self._workers = max(1, workers)
+        self._start_threads()
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        with contextlib.closing(Ahead(self._batches(requests), WAITING)) as batches:
+            for batch, done in batches:
+                yield self._side.hand_over(batch, done)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._files.clear()
+
+    def _start_threads(self) -> None:
+        # They live as long as the store: the native decoder keeps memory for each thread that ever called it.
+        self._threads, self._process = ThreadPoolExecutor(self._workers, "decode"), os.getpid()
+
+    def _batches(self, requests: Iterable[Request]) -> Generator[Made, None, None]:
+        """Always one batch more is in work than is waited for, so that no thread idles at the end of a batch."""
+        if self._process != os.getpid():  # a forked process has none of its parent's threads
+            self._start_threads()
+        begun: deque[tuple[Request, dict[str, _Decoding]]] = deque()
+        with self._side.entered():
+            for request in requests:
+                begun.append((request, {name: self._begin(request.part, view) for name, view in request.views.items()}))
+                if len(begun) > 1:
+                    yield self._made(*begun.popleft())
+            while begun:
+                yield self._made(*begun.popleft())
+
+    def _begin(self, part: str, view: View) -> _Decoding:
+        """Gives the threads their shares. ValueError: the rows or their sizes do not fit."""
+        beton, num = self._files[part], len(view.rows)
+        plan = _plan(beton, self._geometry, view)
+        pixels = self._side.room(num, plan.size, plan.size, 3)
+        finished = self._host_finish.room(num, plan.size) if self._host_finish else None
+        decoding = _Decoding(beton, view.rows.numpy(), plan, pixels, finished)
+        bounds = [num * share // self._workers for share in range(self._workers + 1)]
+        shares = [slice(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
+        decoding.shares.extend(self._threads.submit(self._decode, decoding, share) for share in shares)
+        return decoding
+
+    def _decode(self, decoding: _Decoding, share: slice) -> None:
+        """What a thread does. ValueError: an image is damaged."""
+        pixels = decoding.pixels.numpy()[share]
+        decoding.decode(share, pixels)
+        if self._host_finish and decoding.finished is not None:
+            flips = decoding.plan.flips
+            flipped = np.zeros(len(pixels), np.bool_) if flips is None else flips.numpy()[share]
+            self._host_finish.fill(pixels, flipped, decoding.finished[share])
+
+    def _made(self, request: Request, views: Mapping[str, _Decoding]) -> Made:
+        images = {name: self._images(decoding) for name, decoding in views.items()}
+        batch = batch_of(images, self._side.moved(request.labels), self._side.moved(request.index))
+        return batch, self._side.mark()
+
+    def _images(self, decoding: _Decoding) -> Tensor:
+        """Waits for the threads."""
+        for share in decoding.shares:
+            share.result()
+        if self._host_finish and decoding.finished is not None:
+            return self._host_finish.images(decoding.finished)
+        flips = decoding.plan.flips
+        return self._finish(self._side.moved(decoding.pixels), None if flips is None else self._side.moved(flips))
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """One view of a batch while threads work on it.
+
+    rows: (N,) int64. pixels: (N, S, S, 3) uint8 on the CPU. finished: on the CPU, room for what they become.
+    """
+
+    beton: Beton
+    rows: np.ndarray
+    plan: Plan
+    pixels: Tensor
+    finished: np.ndarray | None
+    shares: list[Future[None]] = field(default_factory=list)
+
+    def decode(self, share: slice, pixels: np.ndarray) -> None:
+        """Fills `pixels`, those of `share`."""
+        images = self.beton.images[self.rows[share]]
+        sources, targets = (boxes[share].contiguous().numpy() for boxes in (self.plan.sources, self.plan.targets))
+        jpegs = images[images[:, 2] == JPEG]
+        whole = np.empty(3 * int((jpegs[:, 3] * jpegs[:, 4]).max(initial=0)), np.uint8)
+        part = np.empty(3 * int(targets[:, 2:].prod(1).max()), np.uint8)
+        address = self.beton.mapped.ctypes.data
+        if (damaged := kernels().decode(address, images, sources, targets, whole, part, pixels)) >= 0:
+            row = self.rows[share][damaged]
+            raise ValueError(f"{self.beton.path}: image {row} is a damaged JPEG: {AGAIN}")
+
+
+def _plan(beton: Beton, geometry: Geometry, view: View) -> Plan:
+    """What becomes of a view's images; checked, for the native functions trust it."""
+    outside = view.rows[(view.rows < 0) | (view.rows >= beton.num_samples)]
+    if len(outside):
+        raise ValueError(f"{beton.path} has images 0 to {beton.num_samples - 1}, not {int(outside[0])}")
+    sizes = beton.sizes[view.rows]
+    plan = geometry.plan(view, sizes)
+    corner, extent = plan.sources.split(2, 1)
+    fits = ((corner >= 0) & (extent > 0) & (extent <= sizes - corner)).all(1)
+    if not fits.all():
+        row, (height, width) = int(view.rows[~fits][0]), sizes[~fits][0].tolist()
+        raise ValueError(
+            f"{beton.path}: image {row} has {height} x {width} pixels, fewer than are cut out of it: {AGAIN}"
+        )
+    corner, extent = plan.targets.split(2, 1)
+    assert ((extent > 0) & (corner < plan.size) & (corner + extent > 0)).all(), "nothing is put into a picture"
+    return plan

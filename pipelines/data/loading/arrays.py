@@ -1,0 +1,97 @@
+"""Data sets that lie in memory whole, as uint8 arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.data.loading import draws, splits
+from pipelines.data.source import RGB, Part, Pixels, Source
+
+# Mean and population standard deviation of all pixels / 255 of the training part (validation not yet held out).
+DIGITS_MEAN: RGB = (0.3052, 0.3052, 0.3052)
+DIGITS_STD: RGB = (0.3758, 0.3758, 0.3758)
+
+# What is in flight while files are read: decoding releases Python's lock.
+_THREADS = 8
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory.
+
+    images: "train" and "test" -> (N, H, W, 3) uint8.
+    labels: "train" and "test" -> (N,) int64 on the CPU.
+    mean, std: per channel, of pixel values / 255.
+    fingerprint: a short hash of what the data is.
+    """
+
+    images: dict[str, np.ndarray]
+    labels: dict[str, Tensor]
+    num_classes: int
+    mean: RGB
+    std: RGB
+    fingerprint: str
+
+
+def read_digits() -> Arrays:
+    """scikit-learn's digits, 8 x 8 grey levels 0..16 stretched to 0..255; a fixed fifth of each class is for test."""
+    # Imported here: scikit-learn takes a second, and only the digits need it.
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    labels = torch.from_numpy(digits.target).long()
+    # The key is fixed: the test part is the same in every experiment, whatever its seed.
+    rows = dict(zip(("train", "test"), splits.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
+    images = {part: pixels[at.numpy()] for part, at in rows.items()}
+    targets = {part: labels[at] for part, at in rows.items()}
+    return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, fingerprint(images, targets))
+
+
+def read_whole(source: Source, image_size: int) -> Arrays:
+    """Every image of `source`: short side resized to `image_size`, then the centre. ValueError names a bad image."""
+    images = {name: pixels(part, image_size) for name, part in source.parts.items()}
+    labels = {name: part.labels for name, part in source.parts.items()}
+    # Of files the pixels say what the data is, wherever and in whatever form they lie.
+    held = all(isinstance(part, Pixels) for part in source.parts.values())
+    identity = source.fingerprint if held else fingerprint(images, labels)
+    return Arrays(images, labels, len(source.classes), source.mean, source.std, identity)
+
+
+def pixels(part: Part, image_size: int) -> np.ndarray:
+    """(N, image_size, image_size, 3) uint8."""
+    from pipelines.data.readers.image_folders import (
+        centre,  # torchvision's import takes seconds, and the digits do without
+    )
+
+    if isinstance(part, Pixels) and part.pixels.shape[1:3] == (image_size, image_size):
+        return part.pixels
+    found = np.empty((len(part), image_size, image_size, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        for row in range(start, min(start + _AT_ONCE, len(part))):
+            found[row] = centre(part.image(row), image_size, image_size)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # list() so that the first error of a thread is raised here.
+        list(pool.map(fill, range(0, len(part), _AT_ONCE)))
+    return found
+
+
+def fingerprint(images: dict[str, np.ndarray], labels: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits over labels, shapes and pixels of both parts."""
+    digest = hashlib.sha256()
+    for part in ("train", "test"):
+        digest.update(repr(images[part].shape).encode())
+        digest.update(labels[part].numpy().tobytes())
+        digest.update(np.ascontiguousarray(images[part]).data)
+    return digest.hexdigest()[:16]

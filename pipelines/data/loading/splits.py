@@ -1,0 +1,28 @@
+"""Stratified splits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipelines.data.loading import draws
+
+
+def hold_out(labels: Tensor, fraction: float, key: int) -> tuple[Tensor, Tensor]:
+    """Positions (kept, held out), int64 and ascending; of each class `round(fraction * n)` are held out, at least one.
+
+    labels: (N,) int64 on the CPU. A fraction of 0 holds nothing out.
+    ValueError: a class would be left without a kept sample.
+    """
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    if fraction > 0:
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            count = max(1, round(fraction * len(members)))
+            if count == len(members):
+                raise ValueError(
+                    f"class {label} has {len(members)} training images, and holding out {fraction:g} of them for "
+                    "validation leaves none to train on: use a smaller val_fraction, or 0"
+                )
+            held[members[draws.permutation(draws.stream(key, label), len(members))[:count]]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()

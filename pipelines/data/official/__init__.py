@@ -1,6 +1,0 @@
-"""The data sets in their official form. This package's __init__ only exports."""
-
-from pipelines.data.official import cifar, cub, imagenet, images, tiny_imagenet, voc
-from pipelines.data.official.find import source
-
-__all__ = ["cifar", "cub", "imagenet", "images", "source", "tiny_imagenet", "voc"]

@@ -1,0 +1,120 @@
+"""From a source to the folder that the ffcv backend reads: train.beton, test.beton and manifest.json, whole or not."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from pipelines.data.ffcv.fields import WithBoxes
+from pipelines.data.ffcv.installed import require_installed
+from pipelines.data.ffcv.part_writer import Job, Report, check, write_part
+from pipelines.data.preparing import manifest
+from pipelines.data.preparing.manifest import Manifest, PartFile
+from pipelines.data.preparing.workspace import publish, workspace
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A Report that nobody hears."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: Report | None = None) -> Manifest:
+    """Write `job` into `out`, by `workers` processes (0: in this one), unless it is there.
+
+    ValueError, OSError: something is wrong with source, options or `out`; RuntimeError: a worker process died or
+    failed. What was in `out` before is then still there.
+    """
+    report, out = report or Silent(), out.expanduser().resolve()
+    if not overwrite and (found := _found(job, out)):
+        report.say(f"{out} is prepared already, from this source and with these options: nothing to do")
+        return found
+    require_installed()
+    most_objects = check(job.source)
+    with workspace(out, report.say) as folder:
+        if not overwrite and (found := _found(job, out)):  # while we waited
+            report.say(f"{out} was prepared by another process")
+            return found
+        parts = {name: write_part(job, name, folder, most_objects, workers, report) for name in job.source.parts}
+        manifest.write(_manifest(job, parts, _versions()), folder)
+        publish(folder, out, manifest.FILE)
+    return manifest.read(out)
+
+
+def _found(job: Job, out: Path) -> Manifest | None:
+    """What is prepared in `out` already. ValueError, FileNotFoundError: it is something else, or damaged."""
+    if not (out / manifest.FILE).exists():
+        return None
+    found = manifest.parse(out)
+    differences = [
+        f"{name}: {before} there, {now} now"
+        for name, before, now in _compared(found, _manifest(job, {}, {}))
+        if before != now
+    ]
+    if differences:
+        raise ValueError(
+            f"{out} is prepared already, but from something else or with other options ({'; '.join(differences)}): "
+            "give --out another folder, or --overwrite"
+        )
+    found.check_files()
+    odd = [name for name, part in found.parts.items() if part.converted or part.left_out]
+    if job.strict and odd:
+        raise ValueError(
+            f"{out} is prepared already, but not as --strict wants it: images of {' and '.join(odd)} were converted or "
+            "left out; correct them, and give --overwrite"
+        )
+    return found
+
+
+def _compared(before: Manifest, now: Manifest) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) of everything that decides what is written."""
+    names = ("set", "name", "task", "source_fingerprint", "missing")
+    options = sorted({*before.options, *now.options})
+    return [
+        *((name, getattr(before, name), getattr(now, name)) for name in names),
+        ("classes", len(before.classes), len(now.classes)),
+        *((name, before.options.get(name), now.options.get(name)) for name in options),
+    ]
+
+
+def _manifest(job: Job, parts: Mapping[str, PartFile], versions: Mapping[str, str]) -> Manifest:
+    source = job.source
+    has_boxes = any(isinstance(part, WithBoxes) for part in source.parts.values())
+    return Manifest(
+        set=job.set,
+        name=source.name,
+        task="detection" if has_boxes else "classification",
+        classes=source.classes,
+        mean=source.mean,
+        std=source.std,
+        missing=source.missing,
+        source_fingerprint=source.fingerprint,
+        options=asdict(job.storage),
+        image_size=job.storage.image_size,
+        parts=parts,
+        versions=versions,
+    )
+
+
+def _versions() -> dict[str, str]:
+    import cv2
+
+    return {
+        "python": platform.python_version(),
+        "ffcv": version("ffcv"),
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }

@@ -1,0 +1,109 @@
+"""scikit-learn's digits written in the official layouts of larger sets, so that their readers run on a laptop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.data.ffcv.installed import has_ffcv
+from pipelines.data.loading.arrays import read_digits
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+_PARTS = {"train": "train", "test": "val"}
+_CUB = "CUB_200_2011"
+_CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+
+
+def write_digits_as_imagenet(root: str | Path, size: int = 40) -> Path:
+    """Write train/n0000000<d>/*.JPEG and val/... of size x size pixels below `root`, unless they are there.
+
+    The folder appears whole or not at all, also when several processes write it at once.
+    ValueError: `root` exists and holds something else.
+    """
+    folders = [f"{folder}/n{label:08d}" for folder in _PARTS.values() for label in range(10)]
+    return _written(Path(root), "ImageNet's", folders, lambda whole: _write_imagenet(whole, size))
+
+
+def write_digits_as_cub(root: str | Path, size: int = 40) -> Path:
+    """Write CUB_200_2011/ below `root`: images/001.zero/*.jpg of size x size pixels and the official four lists.
+
+    As `write_digits_as_imagenet` otherwise.
+    """
+    lists = [f"{_CUB}/{name}" for name in _CUB_LISTS]
+    return _written(Path(root), "CUB's", lists, lambda whole: _write_cub(whole / _CUB, size))
+
+
+def prepared(root: str | Path, kind: str, name: str | None = None) -> Path:
+    """`root`, its images prepared for FFCV in the same folder, as prepare does it; where FFCV is installed.
+
+    kind: the set as prepare calls it, "imagenet" or "cub". name: the data set's in tables. Does nothing where it is
+    done; several processes may do it at once.
+    """
+    root = Path(root)
+    if not has_ffcv():
+        return root
+    from pipelines.data.ffcv.part_writer import Job
+    from pipelines.data.preparing.convert import prepare
+    from pipelines.data.preparing.sets import SETS
+
+    source = SETS[kind].read(root, name or kind)
+    prepare(Job(kind, source, SETS[kind].storage), root, workers=0)  # here: processes take longer to start
+    return root
+
+
+def _written(root: Path, layout: str, marks: list[str], write: Callable[[Path], None]) -> Path:
+    """marks: what is below `root` when it is written."""
+
+    def is_there() -> bool:
+        return all((root / mark).exists() for mark in marks)
+
+    if is_there():
+        return root
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} holds something else than digits in {layout} layout: give another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        whole = Path(temporary) / "whole"
+        write(whole)
+        try:
+            whole.rename(root)
+        except OSError:
+            # Another process was first; its folder is as good, and the context removes ours.
+            if not is_there():
+                raise
+    return root
+
+
+def _write_imagenet(root: Path, size: int) -> None:
+    for part, number, pixels, label in _digits():
+        _save(pixels, size, root / _PARTS[part] / f"n{label:08d}" / f"n{label:08d}_{number}.JPEG")
+
+
+def _write_cub(folder: Path, size: int) -> None:
+    lists: dict[str, list[str]] = {name: [] for name in _CUB_LISTS}
+    lists["classes.txt"] = [f"{label} {label:03d}.{name}" for label, name in enumerate(NAMES, 1)]
+    for image, (part, number, pixels, label) in enumerate(_digits(), 1):
+        path = f"{label + 1:03d}.{NAMES[label]}/{part}_{number}.jpg"
+        _save(pixels, size, folder / "images" / path)
+        for name, value in zip(_CUB_LISTS, (path, label + 1, int(part == "train")), strict=False):
+            lists[name].append(f"{image} {value}")
+    for name, lines in lists.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def _digits() -> Iterator[tuple[str, int, np.ndarray, int]]:
+    """(part, number in it, pixels, label) of each digit."""
+    digits = read_digits()
+    for part in _PARTS:
+        for number, (pixels, label) in enumerate(zip(digits.images[part], digits.labels[part].tolist(), strict=True)):
+            yield part, number, pixels, label
+
+
+def _save(pixels: np.ndarray, size: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95)

@@ -1,0 +1,201 @@
+"""CIFAR-10 and CIFAR-100 from their official archives of pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from pipelines.data.readers import pickles
+from pipelines.data.readers.checks import Whole
+from pipelines.data.readers.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
+from pipelines.data.source import RGB, Pixels, Source
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive of pickled batches: what it is called, where it comes from, and what its bytes must be.
+
+    train, test: (file name, md5) of the members below `folder`; meta: the member that names the classes.
+    """
+
+    file: str
+    url: str
+    md5: str
+    folder: str
+    train: Sequence[Sequence[str]]
+    test: Sequence[Sequence[str]]
+    meta: Mapping[str, str]
+    labels_key: str
+    classes: tuple[str, ...]
+    mean: RGB
+    std: RGB
+
+
+def _archive(known: type[datasets.CIFAR10], **others: Any) -> Archive:
+    """torchvision knows names, address and sums of both archives."""
+    return Archive(
+        file=known.filename,
+        url=known.url,
+        md5=known.tgz_md5,
+        folder=known.base_folder,
+        train=known.train_list,
+        test=known.test_list,
+        meta=known.meta,
+        **others,
+    )
+
+
+ARCHIVES: dict[str, Archive] = {
+    "cifar10": _archive(
+        datasets.CIFAR10,
+        labels_key="labels",
+        classes=CIFAR10_CLASSES,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": _archive(
+        datasets.CIFAR100,
+        labels_key="fine_labels",
+        classes=CIFAR100_CLASSES,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """members: name -> bytes. folder: where they lie, for messages. altered: what differs from the official sums."""
+
+    members: dict[str, bytes]
+    folder: str
+    altered: tuple[str, ...]
+
+
+def read(name: str, root: str | Path) -> Source:
+    """The set "cifar10" or "cifar100" from the archive in `root`, or else from the folder unpacked from it.
+
+    With the official md5 it is the whole; otherwise `Source.missing` says what differs.
+    FileNotFoundError: neither is there, or a batch is absent. ValueError: a file is damaged or not of this form.
+    """
+    archive, root = ARCHIVES[name], Path(root)
+    found = _in_archive(archive, root) if (root / archive.file).exists() else _in_folder(archive, root)
+    try:
+        _check_meta(archive, found)
+        parts = {part: _part(archive, found, part) for part in ("train", "test")}
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *found.altered])) from error
+    missing, fingerprint = found.altered, archive.md5[:16]
+    if found.altered:
+        num_classes = len(archive.classes)
+        missing += Whole(num_classes, train=50_000, test=10_000).missing(num_classes, parts)
+        fingerprint = _fingerprint(parts)
+    return Source(name, archive.classes, parts, archive.mean, archive.std, fingerprint, missing)
+
+
+def _in_archive(archive: Archive, root: Path) -> _Found:
+    """Read in place: nothing is unpacked, so nothing half unpacked is ever left behind."""
+    path = root / archive.file
+    altered = _altered(path, archive.md5, archive)
+    prefix, members = f"{archive.folder}/", {}
+    wanted = {name for name, _ in (*archive.train, *archive.test)} | {archive.meta["filename"]}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                name = member.name.removeprefix("./").removeprefix(prefix)
+                if name in wanted and member.isfile():
+                    file = tar.extractfile(member)
+                    assert file is not None, f"{member.name} is a file"
+                    members[name] = file.read()
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ValueError("; ".join([f"{path} cannot be read ({error})", *altered])) from error
+    absent = sorted(wanted - members.keys() - {archive.meta["filename"]})
+    if absent:
+        raise ValueError("; ".join([f"{path} has no {', '.join(prefix + name for name in absent)}", *altered]))
+    return _Found(members, f"{path}:{archive.folder}", altered)
+
+
+def _in_folder(archive: Archive, root: Path) -> _Found:
+    folder = root / archive.folder
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{root} holds neither {archive.file} nor {archive.folder}/: download {archive.url} (md5 {archive.md5}) "
+            "into it, or give --data.root the folder that holds one of them"
+        )
+    altered: list[str] = []
+    for name, md5 in (*archive.train, *archive.test):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing (md5 {md5}): unpack {archive.url} again")
+        altered += _altered(folder / name, md5, archive)
+    meta = archive.meta["filename"]
+    members = {name: (folder / name).read_bytes() for name, _ in (*archive.train, *archive.test)}
+    if (folder / meta).is_file():
+        members[meta] = (folder / meta).read_bytes()
+    return _Found(members, str(folder), tuple(altered))
+
+
+def _altered(path: Path, md5: str, archive: Archive) -> tuple[str, ...]:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found == md5:
+        return ()
+    return (
+        f"{path} has md5 {found}, but the official file has {md5}: it is incomplete or altered; for the whole, remove "
+        f"it and download {archive.url} again",
+    )
+
+
+def _check_meta(archive: Archive, found: _Found) -> None:
+    """The labels' meaning, where the member that gives it is there."""
+    name, key = archive.meta["filename"], archive.meta["key"]
+    if name not in found.members:
+        return
+    where = f"{found.folder}/{name}"
+    entry = pickles.load(found.members[name], where)
+    if not isinstance(entry, dict) or entry.get(key) != list(archive.classes):
+        raise ValueError(f"{where} does not name the official classes in their order under {key!r}")
+
+
+def _part(archive: Archive, found: _Found, part: str) -> Pixels:
+    names = [name for name, _ in (archive.train if part == "train" else archive.test)]
+    batches = [_batch(archive, found.members[name], f"{found.folder}/{name}") for name in names]
+    images, labels = zip(*batches, strict=True)
+    return Pixels(np.concatenate(images), torch.cat(labels), f"{part} part of {found.folder}")
+
+
+def _batch(archive: Archive, content: bytes, where: str) -> tuple[np.ndarray, Tensor]:
+    """(N, 32, 32, 3) uint8 and (N,) int64 of one pickle. ValueError: it is not of the official form."""
+    entry = pickles.load(content, where)
+    if not isinstance(entry, dict) or not {"data", archive.labels_key} <= entry.keys():
+        raise ValueError(f"{where} must hold a dict with 'data' and {archive.labels_key!r}: it is no official batch")
+    data, labels = entry["data"], entry[archive.labels_key]
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not len(data):
+        raise ValueError(f"{where} must hold N x 3072 bytes under 'data', one image of 32 x 32 x 3 in a row")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        raise ValueError(f"{where} must hold a list of {len(data)} labels, one for each image")
+    num_classes = len(archive.classes)
+    wrong = [label for label in labels if type(label) is not int or not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f"{where} has the label {wrong[0]!r}: labels must be integers from 0 to {num_classes - 1}")
+    images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return images, torch.tensor(labels, dtype=torch.int64)
+
+
+def _fingerprint(parts: Mapping[str, Pixels]) -> str:
+    digest = hashlib.sha256()
+    for name in ("train", "test"):
+        part = parts[name]
+        digest.update(repr(part.pixels.shape).encode())
+        digest.update(part.labels.numpy().tobytes())
+        digest.update(part.pixels.data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""ImageNet's official archives, read in place: a tar of a tar for each class, a tar of images, and their labels."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pipelines.data.readers import checks
+from pipelines.data.readers.tars import Member, members
+from pipelines.data.source import TarMembers
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+FILES = (TRAIN, VAL, DEVKIT)
+
+_PAGE = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
+_WHAT = {
+    TRAIN: "the training images (Task 1 & 2)",
+    VAL: "the validation images (all tasks)",
+    DEVKIT: "the development kit (Task 1 & 2), which alone says what the validation images show",
+}
+_META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+
+Sample = tuple[str, str, Member]
+"""wnid, file name, and where it lies. Sorted, these are in the order that folders give."""
+
+
+def are_in(root: Path) -> bool:
+    return any((root / name).is_file() for name in FILES)
+
+
+def read(root: Path) -> tuple[list[str], TarMembers, TarMembers, str]:
+    """Sorted wnids, training part, validation part and fingerprint.
+
+    FileNotFoundError: one of the three files is absent. ValueError: one is damaged, or they do not fit each other.
+    """
+    for name in FILES:
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{root / name} is missing: download {_WHAT[name]} from {_PAGE} and put it there")
+    wnid_of, truth = _devkit(root / DEVKIT)
+    train = _train(root / TRAIN)
+    classes = sorted({wnid for wnid, _, _ in train})
+    unknown = sorted(set(classes) - set(wnid_of.values()))
+    if unknown:
+        raise ValueError(f"{root / TRAIN} has classes that {root / DEVKIT} does not know: {checks.some(unknown)}")
+    val = _val(root / VAL, root / DEVKIT, wnid_of, truth)
+    unknown = sorted({wnid for wnid, _, _ in val} - set(classes))
+    if unknown:
+        raise ValueError(f"{root / VAL} has images of classes that {root / TRAIN} has not: {checks.some(unknown)}")
+    names = [
+        os.fsencode(f"{part}/{w}/{file}") for part, found in (("train", train), ("val", val)) for w, file, _ in found
+    ]
+    identity = checks.fingerprint(names, [member.size for _, _, member in (*train, *val)])
+    return classes, _part(root / TRAIN, train, classes), _part(root / VAL, val, classes), identity
+
+
+def _train(path: Path) -> list[Sample]:
+    found: dict[str, list[Sample]] = {}
+    with path.open("rb") as file:
+        for archive in members(file, str(path)):
+            wnid, suffix = os.path.splitext(PurePosixPath(archive.name).name)
+            if suffix != ".tar":
+                raise ValueError(f"{path} holds {archive.name}, where official members are <wnid>.tar: fetch it again")
+            if wnid in found:
+                raise ValueError(f"{path} holds {archive.name} twice: fetch it again")
+            inside = members(file, f"{path}:{archive.name}", archive.start, archive.start + archive.size)
+            named = [Member(f"{archive.name}/{member.name}", member.start, member.size) for member in inside]
+            found[wnid] = [(wnid, PurePosixPath(member.name).name, member) for member in named if _is_image(member)]
+            if not found[wnid]:
+                raise ValueError(f"no image in {path}:{archive.name}: fetch {path} again")
+    if not found:
+        raise ValueError(f"{path} is empty: fetch it again")
+    return sorted(sample for samples in found.values() for sample in samples)
+
+
+def _val(path: Path, devkit: Path, wnid_of: dict[int, str], truth: Sequence[tuple[int, int]]) -> list[Sample]:
+    """The k-th image by name is what the k-th line of the ground truth says."""
+    with path.open("rb") as file:
+        images = [(PurePosixPath(member.name).name, member) for member in members(file, str(path)) if _is_image(member)]
+    if len(images) != len(truth):
+        raise ValueError(
+            f"{path} holds {len(images)} images, but {devkit}:{_TRUTH} has {len(truth)} lines: one of them is not "
+            "whole, fetch both again"
+        )
+    if not images:
+        raise ValueError(f"no image in {path}: fetch it again")
+    found = []
+    for (number, synset), (name, member) in zip(truth, sorted(images), strict=True):
+        if synset not in wnid_of:
+            raise ValueError(
+                f"{devkit}:{_TRUTH}, line {number}: {synset} is no ILSVRC2012_ID of a class in {_META} "
+                f"({min(wnid_of)} to {max(wnid_of)}): fetch it again"
+            )
+        found.append((wnid_of[synset], name, member))
+    return sorted(found)
+
+
+def _devkit(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
+    """ILSVRC2012_ID -> wnid, and (line, ILSVRC2012_ID) of each validation image."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                wanted = next((name for name in (_META, _TRUTH) if member.name.endswith(f"/{name}")), None)
+                file = tar.extractfile(member) if wanted else None
+                if wanted and file:
+                    found[wanted] = file.read()
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): fetch it again from {_PAGE}") from error
+    for name in (_META, _TRUTH):
+        if name not in found:
+            raise ValueError(f"{path} has no {name}: fetch it again from {_PAGE}")
+    where = f"{path}:{_TRUTH}"
+    lines = checks.rows(found[_TRUTH], where, columns=1)
+    return _synsets(found[_META], f"{path}:{_META}"), [
+        (number, checks.integer(words[0], where, number)) for number, words in lines
+    ]
+
+
+def _synsets(data: bytes, name: str) -> dict[int, str]:
+    """ILSVRC2012_ID -> wnid of the leaves: the classes, and not what they are kinds of."""
+    from scipy.io import loadmat
+
+    try:
+        synsets: Any = loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]
+        found = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets) if int(s["num_children"]) == 0}
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"{name} is not the official table of synsets ({error}): fetch it again from {_PAGE}"
+        ) from error
+    if not found:
+        raise ValueError(f"{name} names no class: fetch it again from {_PAGE}")
+    return found
+
+
+def _part(path: Path, samples: Sequence[Sample], classes: Sequence[str]) -> TarMembers:
+    number = {wnid: label for label, wnid in enumerate(classes)}
+    return TarMembers(
+        archives=(path,),
+        archive=np.zeros(len(samples), np.int64),
+        start=np.array([member.start for _, _, member in samples], np.int64),
+        size=np.array([member.size for _, _, member in samples], np.int64),
+        names=np.array([os.fsencode(member.name) for _, _, member in samples]),
+        labels=torch.tensor([number[wnid] for wnid, _, _ in samples], dtype=torch.int64),
+    )
+
+
+def _is_image(member: Member) -> bool:
+    return member.name.lower().endswith(IMG_EXTENSIONS)

@@ -1,0 +1,15 @@
+"""Any folder of images, train/<class>/* with test/<class>/* or val/<class>/*. No official counts apply to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.data.readers import checks, image_folders
+from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD, Source
+
+
+def read(root: str | Path, name: str) -> Source:
+    """The images below `root`; `name` is the data set's in tables. Errors as `image_folders.scan`."""
+    classes, train, test = image_folders.scan(root, ("test", "val"))
+    identity = checks.fingerprint_of_files(train, test)
+    return Source(name, tuple(classes), {"train": train, "test": test}, IMAGENET_MEAN, IMAGENET_STD, identity)

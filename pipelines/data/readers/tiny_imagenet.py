@@ -1,0 +1,238 @@
+"""Tiny-ImageNet (200 classes, 64 pixels) from its official zip, read in place, or the folder unpacked from it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pipelines.data.readers import checks
+from pipelines.data.readers.checks import Whole
+from pipelines.data.source import RGB, Files, Source, ZipMembers
+
+ARCHIVE, FOLDER = "tiny-imagenet-200.zip", "tiny-imagenet-200"
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+WHOLE = Whole(classes=200, train=100_000, test=10_000, train_each=500, test_each=50)
+# As in the code of Prune-then-Distill.
+MEAN: RGB = (0.480, 0.448, 0.397)
+STD: RGB = (0.276, 0.269, 0.282)
+
+_ANNOTATIONS = "val/val_annotations.txt"
+# Of a zip's members: a bit of their flags, and the forms of storage that parts read.
+_ENCRYPTED, _READABLE = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def read(root: str | Path) -> Source:
+    """tiny-imagenet-200.zip or tiny-imagenet-200/ in `root`, or the latter's content in `root` itself.
+
+    The official layout, with labels of the validation images in val/val_annotations.txt, or the usual rearranged one,
+    val/<wnid>/*.JPEG. Classes are numbered as torchvision's ImageFolder does, by sorted wnid, and not as wnids.txt
+    lists them. The official validation part is "test"; the official test part has no labels and is left alone. The
+    same images get the same order and fingerprint in each of these forms.
+
+    FileNotFoundError, ValueError: nothing of this kind is there, or it is damaged; the message names what.
+    """
+    tree = _find(Path(root))
+    train = _by_class(tree, "train")
+    classes = sorted(train.classes)
+    test = _annotated(tree, set(classes)) if _is_official(tree) else _by_class(tree, "val")
+    unknown = sorted(test.classes - train.classes)
+    if unknown:
+        raise ValueError(f"{tree.where('val/')} has classes that train/ has not: {checks.some(unknown)}")
+    _check_wnids(tree, train.classes)
+    number = {wnid: label for label, wnid in enumerate(classes)}
+    parts = {name: tree.part(found.names, found.labels(number)) for name, found in (("train", train), ("test", test))}
+    canonical = [*train.canonical("train"), *test.canonical("val")]
+    identity = checks.fingerprint(canonical, tree.sizes([*train.names, *test.names]))
+    return Source("tiny-imagenet", tuple(classes), parts, MEAN, STD, identity, WHOLE.missing(len(classes), parts))
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """names: of all files of train/ and val/, and of their folders, which end in a slash."""
+
+    root: Path
+    names: Sequence[str]
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def text(self, name: str) -> bytes | None:
+        """None: it is not there."""
+        return (self.root / name).read_bytes() if (self.root / name).is_file() else None
+
+    def sizes(self, names: Sequence[str]) -> list[int]:
+        return checks.sizes([self.root / name for name in names])
+
+    def part(self, names: Sequence[str], labels: Tensor) -> Files:
+        return Files(self.root, np.array([os.fsencode(name) for name in names]), labels)
+
+
+@dataclass(frozen=True)
+class _Zip:
+    """names: of all members below `prefix`; as those of a folder."""
+
+    path: Path
+    prefix: str
+    names: Sequence[str]
+
+    def where(self, name: str) -> str:
+        return f"{self.path}:{self.prefix}{name}"
+
+    def text(self, name: str) -> bytes | None:
+        with zipfile.ZipFile(self.path) as archive:
+            try:
+                return archive.read(self.prefix + name)
+            except KeyError:
+                return None
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{self.where(name)} cannot be read ({error}): download {URL} again") from error
+
+    def sizes(self, names: Sequence[str]) -> list[int]:
+        with zipfile.ZipFile(self.path) as archive:
+            return [archive.getinfo(self.prefix + name).file_size for name in names]
+
+    def part(self, names: Sequence[str], labels: Tensor) -> ZipMembers:
+        with zipfile.ZipFile(self.path) as archive:
+            found = [archive.getinfo(self.prefix + name) for name in names]
+        for member in found:
+            if member.flag_bits & _ENCRYPTED or member.compress_type not in _READABLE:
+                raise ValueError(f"{self.path}:{member.filename} is encrypted or compressed otherwise than by deflate")
+        return ZipMembers(
+            self.path,
+            np.array([os.fsencode(member.filename) for member in found]),
+            np.array([member.header_offset for member in found], np.int64),
+            np.array([member.compress_size for member in found], np.int64),
+            np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in found]),
+            np.array([member.CRC for member in found], np.uint32),
+            labels,
+        )
+
+
+_Tree = _Folder | _Zip
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Images of one part in their order, by wnid and file name. samples: (wnid, file name, name in the tree)."""
+
+    samples: Sequence[tuple[str, str, str]]
+
+    @property
+    def classes(self) -> set[str]:
+        return {wnid for wnid, _, _ in self.samples}
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, _, name in self.samples]
+
+    def labels(self, number: dict[str, int]) -> Tensor:
+        return torch.tensor([number[wnid] for wnid, _, _ in self.samples], dtype=torch.int64)
+
+    def canonical(self, part: str) -> list[bytes]:
+        """Names as the rearranged folder has them."""
+        return [os.fsencode(f"{part}/{wnid}/{file}") for wnid, file, _ in self.samples]
+
+
+def _find(root: Path) -> _Tree:
+    if (root / ARCHIVE).is_file():
+        return _zip(root / ARCHIVE)
+    for folder in (root / FOLDER, root):
+        if (folder / "train").is_dir() and (folder / "val").is_dir():
+            return _Folder(folder, [name for part in ("train", "val") for name in _walk(folder, part)])
+    raise FileNotFoundError(
+        f"{root} holds neither {ARCHIVE} nor {FOLDER}/ with train/ and val/: download {URL} into it, or give "
+        "--data.root the folder that holds one of them"
+    )
+
+
+def _walk(root: Path, part: str) -> list[str]:
+    found = []
+    for folder, folders, files in os.walk(root / part):
+        below = Path(folder).relative_to(root).as_posix()
+        found += [f"{below}/{name}/" for name in folders] + [f"{below}/{name}" for name in files]
+    return found
+
+
+def _zip(path: Path) -> _Zip:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no readable zip archive ({error}): remove it and download {URL} again") from error
+    prefix = f"{FOLDER}/" if any(name.startswith(f"{FOLDER}/") for name in names) else ""
+    tree = _Zip(path, prefix, [name.removeprefix(prefix) for name in names])
+    for part in ("train/", "val/"):
+        if not any(name.startswith(part) for name in tree.names):
+            raise ValueError(f"{tree.where(part)} is missing: remove {path} and download {URL} again")
+    return tree
+
+
+def _by_class(tree: _Tree, part: str) -> _Samples:
+    """<part>/<wnid>/*.JPEG, with or without a folder images/ in between. FileNotFoundError: a class has none."""
+    folders, samples = set(), []
+    for name in tree.names:
+        top, *below = PurePosixPath(name).parts
+        if top != part or not below or (len(below) == 1 and not name.endswith("/")) or (part, below[0]) == _EMPTIED:
+            continue
+        folders.add(below[0])
+        if _is_image(name):
+            samples.append((below[0], below[-1], name))
+    empty = [tree.where(f"{part}/{wnid}") for wnid in sorted(folders - {wnid for wnid, _, _ in samples})]
+    if empty:
+        raise FileNotFoundError(f"no image in {checks.some(empty)}: put images there or remove the folder")
+    if not samples:
+        raise FileNotFoundError(f"no image in {tree.where(part)}: download {URL} again")
+    return _Samples(sorted(samples))
+
+
+_EMPTIED = ("val", "images")
+"""A folder that rearranging leaves without images."""
+
+
+def _is_official(tree: _Tree) -> bool:
+    return any(name.startswith("val/images/") and _is_image(name) for name in tree.names)
+
+
+def _annotated(tree: _Tree, classes: set[str]) -> _Samples:
+    """val/images/* with the labels of val/val_annotations.txt."""
+    where, text = tree.where(_ANNOTATIONS), tree.text(_ANNOTATIONS)
+    if text is None:
+        raise FileNotFoundError(
+            f"{where} is missing, and it alone has the labels of val/images: unpack {ARCHIVE} again"
+        )
+    there = {PurePosixPath(name).name for name in tree.names if name.startswith("val/images/") and _is_image(name)}
+    samples: dict[str, tuple[str, str, str]] = {}
+    for number, (file, wnid, *_) in checks.rows(text, where, columns=2):
+        if wnid not in classes:
+            raise ValueError(f"{where}, line {number}: {wnid} is no class of train/: unpack {ARCHIVE} again")
+        if file not in there:
+            raise FileNotFoundError(f"{where}, line {number}: {tree.where(f'val/images/{file}')} is missing")
+        if file in samples:
+            raise ValueError(f"{where}, line {number}: {file} is there twice: unpack {ARCHIVE} again")
+        samples[file] = (wnid, file, f"val/images/{file}")
+    unnamed = sorted(there - samples.keys())
+    if unnamed:
+        raise ValueError(f"{where} has no labels for {checks.some(unnamed)}: remove them or unpack {ARCHIVE} again")
+    return _Samples(sorted(samples.values()))
+
+
+def _check_wnids(tree: _Tree, classes: set[str]) -> None:
+    text = tree.text("wnids.txt")
+    if text is None:
+        return
+    where = tree.where("wnids.txt")
+    unknown = sorted(classes - {words[0] for _, words in checks.rows(text, where, columns=1)})
+    if unknown:
+        raise ValueError(f"train/ has folders that {where} does not name: {checks.some(unknown)}: remove them")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
