@@ -20,7 +20,8 @@ import torch
 from benchmarks.timing import interleaved, noise_floor, ratios
 from benchmarks.training_steps import Row, enlarged_digits, no_teacher, open_digits
 from benchmarks.turns import Team, Turns, cpu_seconds
-from cluster.launch import Group, Worker
+from cluster.group import Group
+from cluster.worker import Worker
 from compression.batch import Batch
 from compression.methods import METHODS, Dense
 from pipelines.data.config import Digits

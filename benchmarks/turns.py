@@ -23,7 +23,10 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from cluster.launch import Body, Group, Outcome, Worker, environment, launch
+from cluster.environment import environment
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Body, Outcome, Worker
 
 BEGAN, FIRST_STEP, ENDED = "began", "first_step", "ended"
 

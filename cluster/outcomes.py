@@ -1,13 +1,13 @@
-"""Ledger: what the driver knows of each item, from its workers' reports."""
+"""OutcomeTracker: what the driver knows of each item, from its workers' reports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.launch import START_AGAIN, Outcome
+from cluster.worker import START_AGAIN, Outcome
 
 
-class Ledger:
+class OutcomeTracker:
     """What the driver knows of each item: its workers' reports, put together to one outcome per item."""
 
     def __init__(self, num_items: int, world_size: int) -> None:

@@ -12,13 +12,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-
-if TYPE_CHECKING:
-    from cluster.launch import Worker
 
 GRACE_SECONDS = 100.0
 """How long workers that were asked to stop may take to save their work; a spot machine is taken after 120 s."""
@@ -31,7 +28,7 @@ class Stopped(BaseException):
         super().__init__("stopped by SIGTERM; start the same command again: the run goes on from its last checkpoint")
 
 
-class Wish(IntEnum):
+class StopRequest(IntEnum):
     """What is asked of a training; of several wishes the greatest counts."""
 
     NOTHING = 0
@@ -39,35 +36,35 @@ class Wish(IntEnum):
     STOP = 2
 
 
-class Notice:
+class StopSignal:
     """What this process has been asked. A plain value, as it is set inside a signal handler, or by another thread."""
 
     def __init__(self) -> None:
-        self._wish = Wish.NOTHING
+        self._wish = StopRequest.NOTHING
 
     def give(self, *_: Any) -> None:
         """Ask it to stop."""
-        self._wish = Wish.STOP
+        self._wish = StopRequest.STOP
 
     def ask_to_save(self) -> None:
         """Ask it for one checkpoint."""
-        self._wish = max(self._wish, Wish.SAVE)
+        self._wish = max(self._wish, StopRequest.SAVE)
 
     def __call__(self) -> bool:
         """Whether it is to stop."""
-        return self._wish == Wish.STOP
+        return self._wish == StopRequest.STOP
 
-    def take(self) -> Wish:
+    def take(self) -> StopRequest:
         """What is wished; a checkpoint is asked for once."""
         wish = self._wish
-        if wish == Wish.SAVE:
-            self._wish = Wish.NOTHING
+        if wish == StopRequest.SAVE:
+            self._wish = StopRequest.NOTHING
         return wish
 
 
 def _default_in_child() -> None:
     """A forked child (that decodes images, say) is ended by SIGTERM: by that its parent gets rid of it."""
-    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Notice):
+    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopSignal):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -75,9 +72,9 @@ os.register_at_fork(after_in_child=_default_in_child)
 
 
 @contextmanager
-def sigterm_notice() -> Iterator[Notice]:
+def sigterm_notice() -> Iterator[StopSignal]:
     """A notice that SIGTERM gives, inside the block; outside of the main thread Python takes no signals."""
-    notice = Notice()
+    notice = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield notice
         return
@@ -95,18 +92,18 @@ class Vote:
     result of the vote before, which has been counted meanwhile: so nobody waits, and the answer comes one call late.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, signal: StopSignal, world_size: int, control: dist.ProcessGroup | None) -> None:
+        self._signal, self._world_size, self._control = signal, world_size, control
         self._votes = torch.zeros(1, dtype=torch.int32)
         self._counting: dist.Work | None = None
 
-    def __call__(self) -> Wish:
-        if self._worker.world_size == 1:
-            return self._worker.notice.take()
+    def __call__(self) -> StopRequest:
+        if self._world_size == 1:
+            return self._signal.take()
         if self._counting is not None:
             self._counting.wait()
-        decided = Wish(int(self._votes.item()))
-        own = Wish.STOP if decided == Wish.STOP else self._worker.notice.take()
+        decided = StopRequest(int(self._votes.item()))
+        own = StopRequest.STOP if decided == StopRequest.STOP else self._signal.take()
         self._votes = torch.tensor([own], dtype=torch.int32)
-        self._counting = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, group=self._worker.control, async_op=True)
+        self._counting = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
         return decided

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from cluster.launch import Worker
+    from cluster.worker import Worker
 
 STEPS_REMEMBERED = 100
 """Of so many steps, the last ones, the median counts."""
@@ -33,7 +33,7 @@ class Slowest:
     ratio: float
 
 
-class Pace:
+class StragglerDetector:
     """Seconds of what each worker does alone in a step, before it waits for the others: data that is there, forward.
 
     Collectives inside of it (ZeRO's stage 3 gathers weights in the forward pass) make the workers look alike.

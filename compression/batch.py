@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,3 +42,17 @@ class Batch:
         else:
             changes["labels"] = [{k: v.to(device) for k, v in target.items()} for target in self.labels]
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a method may know of its data.
+
+    num_classes: how many classes the labels have.
+    input_shape: (C, H, W) of one image.
+    sizes: number of samples in "train", "val" and "test".
+    """
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    sizes: Mapping[str, int]

@@ -7,30 +7,14 @@ Protocol, so a method reads like its paper's algorithm box and holds no resume l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.masks import Masks
 from compression.objectives.base import Objective
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a method may know of its data.
-
-    num_classes: how many classes the labels have.
-    input_shape: (C, H, W) of one image.
-    sizes: number of samples in "train", "val" and "test".
-    """
-
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    sizes: Mapping[str, int]
-
 
 StageResult = Masks | dict[str, Tensor] | dict[str, Any] | list[Any]
 

@@ -1,4 +1,4 @@
-"""Keeper: the durable side of one training: its checkpoints, its history, its reports to the driver."""
+"""Checkpointer: the durable side of one training: its checkpoints, its history, its reports to the driver."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Position:
     finished: bool = False
 
 
-class Keeper:
+class Checkpointer:
     """The durable side of one training: its checkpoints, its history, its reports to the driver."""
 
     def __init__(

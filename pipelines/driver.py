@@ -15,9 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from cluster.checkpoints import open_storage, write_atomically
-from cluster.launch import Group, Outcome, launch
+from cluster.group import Group
+from cluster.launch import launch
 from cluster.stopping import Stopped
 from cluster.strategy import strategy as make_strategy
+from cluster.worker import Outcome
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.progress import Progress

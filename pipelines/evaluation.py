@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from cluster.launch import Worker
+from cluster.worker import Worker
 from compression.diagnostics import prediction_statistics
 from pipelines.data.loader import Loader
 from pipelines.experiment import Training

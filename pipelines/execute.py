@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from cluster.checkpoints import write_json
-from cluster.launch import Worker
 from cluster.lock import Lock
+from cluster.worker import Worker
 from compression import artifact, cost
 from compression.methods import METHODS
 from pipelines import identity

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from cluster.checkpoints import load_tensors, read_json, save_tensors, write_json
-from cluster.launch import Worker
 from cluster.strategy import Strategy, strategy
+from cluster.worker import Worker
 from cluster.zero_config import ZeroSettings
 from compression import cost, models
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.masks import Masks
 from compression.methods import Dense
 from compression.objectives.base import Objective
-from compression.session import Info
 from pipelines import training
 from pipelines.checkpointer import Part
 from pipelines.data.loader import Loader

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cluster.checkpoints import write_json
-from cluster.launch import Worker
+from cluster.worker import Worker
 from compression import artifact, cost
 from pipelines.data.loader import open_loader
 from pipelines.experiment import Experiment

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cluster.stopping import Stopped, Vote, Wish
-from cluster.stragglers import MUCH_SLOWER, Pace
+from cluster.stopping import Stopped, StopRequest, Vote
+from cluster.stragglers import MUCH_SLOWER, StragglerDetector
 from cluster.strategy import Strategy
 from compression import cost
 from compression.masks import Masks
 from compression.objectives.base import Objective
-from pipelines.checkpointer import Keeper, Part
+from pipelines.checkpointer import Checkpointer, Part
 from pipelines.data.loading.draws import stream
 from pipelines.evaluation import autocast, evaluate
 from pipelines.experiment import Training
@@ -44,7 +44,7 @@ def train(
     """Train `model` in place by a part of a schedule and return it; goes on from the stage's last checkpoint."""
     settings, worker = part.settings, run.worker
     strategy = run.strategy_for(settings)
-    keeper = Keeper(run, name, model, objective, part, strategy)
+    keeper = Checkpointer(run, name, model, objective, part, strategy)
     if keeper.position.finished:
         run.remember(keeper.position.history)
         return model
@@ -61,7 +61,11 @@ def train(
         model.compile()
     network = strategy.prepare(model, optimizer)
     keeper.restore(optimizer)
-    at, vote, pace = keeper.position, Vote(worker), Pace(worker)
+    at, vote, pace = (
+        keeper.position,
+        Vote(worker.stop_signal, worker.world_size, worker.control),
+        StragglerDetector(worker),
+    )
     with hooks:
         for epoch in range(at.epoch, part.epochs.stop):
             train_mode(model, settings)
@@ -81,15 +85,15 @@ def train(
                 apply(strategy, optimizer, losses)
                 sums.add(losses)
                 inside = step + 1 < steps_per_epoch
-                wish = vote() if inside and (now + 1) % VOTE_STEPS == 0 else Wish.NOTHING
+                wish = vote() if inside and (now + 1) % VOTE_STEPS == 0 else StopRequest.NOTHING
                 if keeper.due(now + 1, inside) or wish:
                     keeper.save(optimizer, epoch, step + 1, sums.check())
                 elif (now + 1) % LOG_STEPS == 0 and inside:
                     keeper.report(epoch, step + 1, sums.check())
-                if wish == Wish.STOP:
+                if wish == StopRequest.STOP:
                     raise Stopped
             end_epoch(run, keeper, model, masks, optimizer, epoch, sums.check(), pace)
-            if epoch + 1 < part.epochs.stop and vote() == Wish.STOP:
+            if epoch + 1 < part.epochs.stop and vote() == StopRequest.STOP:
                 raise Stopped
         return strategy.unwrap(network)
 
@@ -129,13 +133,13 @@ def apply(strategy: Strategy, optimizer: torch.optim.Optimizer, losses: dict[str
 
 def end_epoch(
     run: Run,
-    keeper: Keeper,
+    keeper: Checkpointer,
     model: nn.Module,
     masks: Masks | None,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     sums: dict[str, float],
-    pace: Pace,
+    pace: StragglerDetector,
 ) -> None:
     """Agree on BatchNorm's statistics, check the masks, evaluate, record, checkpoint."""
     speed = keeper.speed() | slowest_worker(run, pace)
@@ -152,7 +156,7 @@ def end_epoch(
     keeper.report(epoch, keeper.part.steps_per_epoch, sums, metrics)
 
 
-def slowest_worker(run: Run, pace: Pace) -> dict[str, float]:
+def slowest_worker(run: Run, pace: StragglerDetector) -> dict[str, float]:
     """Of this epoch: how many times as long as the others the slowest worker took, of several. Much is said, once."""
     slowest = pace.slowest()
     if slowest is None:

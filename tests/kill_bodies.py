@@ -16,7 +16,9 @@ from typing import Any
 from unittest import mock
 
 from cluster import checkpoints, strategy
-from cluster.launch import Group, Worker, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Worker
 from compression import cost
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement

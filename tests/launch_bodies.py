@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import cluster.launch
-from cluster.launch import Worker
+import cluster.process_group
 from cluster.strategy import DDP, Strategy, strategy
+from cluster.worker import Worker
 
 
 def play(item: Any, worker: Worker) -> Any:
@@ -55,7 +55,7 @@ def fail_last(worker: Worker) -> str:
 
 def desert(worker: Worker) -> None:
     """The last worker fails while the others wait for it in a collective."""
-    cluster.launch.MEETING_AFTER_FAILURE = timedelta(seconds=2)
+    cluster.process_group.MEETING_AFTER_FAILURE = timedelta(seconds=2)
     if worker.rank == worker.world_size - 1:
         raise ValueError("left the others")
     dist.all_reduce(torch.ones(1))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cluster.launch import Worker
 from cluster.strategy import Strategy, strategy
+from cluster.worker import Worker
 from cluster.zero_config import ZeroSettings
 from compression import channels, gates
 from compression.batch import Batch

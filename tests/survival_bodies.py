@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.launch import Group, Worker, launch
-from cluster.stopping import Stopped, Vote, Wish
-from cluster.stragglers import Pace
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.stopping import Stopped, StopRequest, Vote
+from cluster.stragglers import StragglerDetector
+from cluster.worker import Worker
 
 
 def survive(item: tuple[str, str], worker: Worker) -> Any:
@@ -38,11 +40,11 @@ def die_once(worker: Worker, folder: Path) -> str:
 
 def work_until_stopped(worker: Worker, folder: Path) -> None:
     """Steps, on which the first worker dawdles; each worker leaves the number of the step at which it stops."""
-    vote = Vote(worker)
+    vote = Vote(worker.stop_signal, worker.world_size, worker.control)
     for step in range(3000):
         if worker.rank == 0:
             time.sleep(0.02)
-        if vote() == Wish.STOP:
+        if vote() == StopRequest.STOP:
             (folder / f"stopped-{worker.rank}").write_text(str(step))
             raise Stopped()
         if step == 5:
@@ -51,11 +53,11 @@ def work_until_stopped(worker: Worker, folder: Path) -> None:
 
 def save_when_asked(worker: Worker, folder: Path) -> None:
     """The last worker is asked for a checkpoint; each leaves the steps at which it would write one."""
-    vote, saved = Vote(worker), []
+    vote, saved = Vote(worker.stop_signal, worker.world_size, worker.control), []
     for step in range(12):
         if step in (3, 7) and worker.rank == worker.world_size - 1:
-            worker.notice.ask_to_save()
-        if vote() == Wish.SAVE:
+            worker.stop_signal.ask_to_save()
+        if vote() == StopRequest.SAVE:
             saved.append(step)
     (folder / f"saved-{worker.rank}").write_text(str(saved))
 
@@ -95,7 +97,7 @@ def count(worker: Worker, folder: Path) -> int:
 
 def dawdle(worker: Worker, folder: Path) -> Any:
     """The last worker takes four times as long as the others for its own work, in most steps."""
-    pace = Pace(worker)
+    pace = StragglerDetector(worker)
     for step in range(9):
         with pace.own_work():
             time.sleep(0.04 if worker.rank == worker.world_size - 1 and step % 4 else 0.01)

@@ -22,12 +22,15 @@ import torch
 
 from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore
-from cluster.launch import LOOPBACK, STOPPED, Group, Outcome, launch
-from cluster.outcomes import Ledger
+from cluster.environment import LOOPBACK
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.outcomes import OutcomeTracker
 from cluster.ray.network import interface_of
-from cluster.stopping import Notice, Wish
+from cluster.stopping import StopRequest, StopSignal
 from cluster.storage_check import Marker, complaint, marked
 from cluster.stragglers import Slowest, find_slowest
+from cluster.worker import STOPPED, Outcome
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.experiment import Placement
 from tests.survival_bodies import survive
@@ -107,14 +110,14 @@ class TestSigterm:
         assert [path.read_text() for path in tmp_path.glob("saved-*")] == [steps] * max(workers, 1)
 
     def test_stopping_is_more_than_saving(self) -> None:
-        notice = Notice()
+        notice = StopSignal()
         notice.ask_to_save()
         assert not notice()
-        assert (notice.take(), notice.take()) == (Wish.SAVE, Wish.NOTHING)
+        assert (notice.take(), notice.take()) == (StopRequest.SAVE, StopRequest.NOTHING)
         notice.give()
         notice.ask_to_save()
         assert notice()
-        assert (notice.take(), notice.take()) == (Wish.STOP, Wish.STOP)
+        assert (notice.take(), notice.take()) == (StopRequest.STOP, StopRequest.STOP)
 
     def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cluster.local.pool.GRACE_SECONDS", 1.0)
@@ -147,7 +150,7 @@ def test_children_of_a_worker_are_ended_by_sigterm_as_ever(tmp_path: Path) -> No
 
 
 def test_a_ledger_that_begins_again_keeps_what_is_settled() -> None:
-    ledger = Ledger(2, world_size=2)
+    ledger = OutcomeTracker(2, world_size=2)
     assert not ledger.report(0, 0, Outcome(value="a"))
     assert ledger.report(0, 1, Outcome())
     assert not ledger.report(1, 0, Outcome(error="a broken connection"))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compression import Batch, allocation, artifact, cost, criteria, models, objectives
+from compression.batch import Info
 from compression.masks import Masks, prunable
 from compression.models.resnet_cifar import ChannelShortcut
-from compression.session import Info
 from pipelines.optimizers import SGD, AdamW, TorchOptimizer, check_elementwise, parameter_groups
 
 

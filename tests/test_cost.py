@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression import Batch, cost, models, objectives
-from compression.session import Info
+from compression.batch import Info
 
 CPU = torch.device("cpu")
 

@@ -294,7 +294,8 @@ from pathlib import Path
 
 import compression
 from cluster.checkpoints import save_tensors
-from cluster.launch import Group, launch
+from cluster.group import Group
+from cluster.launch import launch
 from compression import artifact
 from pipelines import cli
 from pipelines.execute import Work, execute

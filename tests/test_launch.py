@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.launch import Group, Outcome, launch
+from cluster.group import Group
+from cluster.launch import launch
 from cluster.strategy import Single, strategy
+from cluster.worker import Outcome
 from tests.launch_bodies import play
 
 Events = list[tuple[int, dict[str, Any]]]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.launch import Group, Outcome, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Outcome
 from tests.launch_bodies import play
 
 pytestmark = pytest.mark.ray

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.checkpoints import open_storage, read_json
-from cluster.launch import Body, Group, Outcome, Worker, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Body, Outcome, Worker
 from compression import artifact, models
 from compression.methods import METHODS, Dense, MethodConfig
 from compression.objectives import CrossEntropyConfig

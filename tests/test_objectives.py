@@ -13,10 +13,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from compression import Batch, criteria, models, objectives
+from compression.batch import Info
 from compression.diagnostics import prediction_statistics
 from compression.objectives.kd import log_target_divergence
 from compression.objectives.teacher import Teacher
-from compression.session import Info
 from pipelines.identity import canonical
 
 CPU = torch.device("cpu")

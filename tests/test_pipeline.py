@@ -20,7 +20,8 @@ from torch import nn
 
 from cluster import strategy
 from cluster.checkpoints import open_storage, write_json
-from cluster.launch import Group, launch
+from cluster.group import Group
+from cluster.launch import launch
 from compression import artifact
 from compression.batch import Batch
 from compression.methods import EPSD, METHODS, Dense, EarlyPruning

@@ -39,9 +39,10 @@ from benchmarks.planning.model import (
 from benchmarks.planning.rehearsal import Given, Part, Theatre, even_result, even_values, even_weights
 from benchmarks.planning.report import duration
 from cluster.checkpoints import CheckpointStore
-from cluster.launch import Group, launch
+from cluster.group import Group
+from cluster.launch import launch
+from compression.batch import Info
 from compression.masks import Masks
-from compression.session import Info
 from pipelines import cli
 from pipelines.data.config import CIFAR10, CUB, Digits, ImageNet, Images, TinyImageNet
 from pipelines.execute import Work, execute

@@ -24,7 +24,8 @@ from benchmarks import ray_overhead, throughput, turns
 from benchmarks.ray_overhead import ENDLESS, Contest, InTurns, NoMoreTurns, Setting, Start, Task, body, contest, rows
 from benchmarks.training_steps import Row, enlarged_digits, open_digits
 from benchmarks.turns import Team, Turns, cpu_seconds
-from cluster.launch import Group, Worker
+from cluster.group import Group
+from cluster.worker import Worker
 from pipelines import training
 
 CPU = torch.device("cpu")

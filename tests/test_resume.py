@@ -15,7 +15,8 @@ import pytest
 
 from cluster import strategy
 from cluster.checkpoints import open_storage
-from cluster.launch import Group, launch
+from cluster.group import Group
+from cluster.launch import launch
 from cluster.lock import Lock
 from compression.methods import Dense, IterativeMagnitude
 from compression.objectives import DLBConfig, ObjectiveConfig, PSKDConfig

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster.checkpoints import open_storage
-from cluster.launch import Group, launch
+from cluster.group import Group
+from cluster.launch import launch
 from compression.methods import EPSD, Dense, PruneThenDistill
 from pipelines.driver import run_experiments
 from pipelines.execute import execute

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from cluster import zero
 from cluster.checkpoints import open_storage
-from cluster.launch import Group, Outcome, launch
+from cluster.group import Group
+from cluster.launch import launch
 from cluster.strategy import strategy
+from cluster.worker import Outcome
 from cluster.zero_config import OF_THE_EXPERIMENT, ZeroSettings, read_own
 from compression.criteria import MagnitudeConfig
 from compression.methods import Dense, EarlyPruning

@@ -16,7 +16,9 @@ from rich.console import Console
 from torch import nn
 
 from cluster.checkpoints import open_storage, write_json
-from cluster.launch import Group, Outcome, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Outcome
 from compression import artifact, cost
 from compression.methods import METHODS, Dense, IterativeMagnitude, PruneThenDistill
 from compression.objectives import KD, CrossEntropyConfig, KDConfig, TfKDSelfConfig

@@ -37,7 +37,9 @@ from benchmarks.planning.meter import Meter, Setting, gradient_bytes
 from benchmarks.planning.model import Measured, Place, Stage, Train, all_reduce_seconds, predict, step_span
 from benchmarks.planning.rehearsal import Part, Theatre, placed
 from benchmarks.timing import noise_floor
-from cluster.launch import Group, Worker, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Worker
 from compression import models
 from compression.methods import Dense
 from compression.objectives import CrossEntropy

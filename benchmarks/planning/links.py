@@ -11,7 +11,9 @@ import torch.distributed as dist
 
 from benchmarks.planning.model import BUCKET_BYTES, Link
 from benchmarks.timing import Clock, clock
-from cluster.launch import Group, Worker, launch
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Worker
 
 SMALL_BYTES = 4096
 """A message whose time is all latency."""

@@ -18,7 +18,7 @@ from benchmarks.planning.data import ShortLoader
 from benchmarks.planning.model import StageTime, StepTime
 from benchmarks.planning.rehearsal import Given, Part
 from benchmarks.training_steps import no_teacher
-from cluster.launch import Worker
+from cluster.worker import Worker
 from compression import cost
 from pipelines.data.config import Resolution
 from pipelines.data.loader import Loader

@@ -15,8 +15,8 @@ from benchmarks.planning import measure
 from benchmarks.planning.data import Found
 from benchmarks.planning.model import Act, Evaluate, Measured, Stage, Train
 from benchmarks.planning.rehearsal import Given, Part
-from cluster.launch import Worker
-from compression.session import Info
+from cluster.worker import Worker
+from compression.batch import Info
 from pipelines import identity
 from pipelines.data.config import Resolution
 from pipelines.experiment import Experiment, Training

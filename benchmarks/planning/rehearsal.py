@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from benchmarks.planning.data import Found
 from compression import allocation, gates, models
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.masks import Masks
 from compression.methods import METHODS, Dense
 from compression.objectives.base import Objective
-from compression.session import Info
 from pipelines.data.config import Data
 from pipelines.data.loader import Loader
 from pipelines.data.loading.draws import stream

@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
-from cluster.launch import LOOPBACK, STOPPED, Body, Group, OnEvent, Outcome, environment, thread_variables
-from cluster.local.process import Seat, serve
-from cluster.outcomes import Ledger, death_notice
+from cluster.environment import LOOPBACK, environment, thread_variables
+from cluster.group import Group
+from cluster.local.process import WorkerSpec, serve
+from cluster.outcomes import OutcomeTracker, death_notice
 from cluster.stopping import GRACE_SECONDS, sigterm_notice
+from cluster.worker import STOPPED, Body, OnEvent, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,9 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
     item fails; a single team takes the remaining items down with it, of several the dead one is replaced.
     """
     _check_devices(group)
-    ledger = Ledger(len(items), group.world_size)
+    ledger = OutcomeTracker(len(items), group.world_size)
     with tempfile.TemporaryDirectory(prefix="launch-") as folder, sigterm_notice() as asked_to_stop:
-        crew = _Crew(body, items, group, ledger, folder)
+        crew = WorkerPool(body, items, group, ledger, folder)
         stop_by = math.inf
         try:
             crew.start()
@@ -65,10 +67,10 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
     return ledger.outcomes()
 
 
-class _Crew:
+class WorkerPool:
     """The teams, the items that wait for them, and what is done when a team is lost."""
 
-    def __init__(self, body: Body, items: Sequence[Any], group: Group, ledger: Ledger, folder: str) -> None:
+    def __init__(self, body: Body, items: Sequence[Any], group: Group, ledger: OutcomeTracker, folder: str) -> None:
         self._body, self._items, self._group, self._ledger, self._folder = body, items, group, ledger, folder
         self._waiting = deque(range(len(items)))
         self._failures, self._stopping = 0, False
@@ -125,7 +127,7 @@ def _check_devices(group: Group) -> None:
         )
 
 
-def _listen(teams: Sequence[_Team], ledger: Ledger, on_event: OnEvent) -> list[_Team]:
+def _listen(teams: Sequence[_Team], ledger: OutcomeTracker, on_event: OnEvent) -> list[_Team]:
     """Wait a moment for messages, take them down, and return the teams in which a worker's pipe has ended."""
     owners = {member.pipe: (team, rank) for team in teams for rank, member in enumerate(team.members)}
     broken: list[_Team] = []
@@ -173,7 +175,7 @@ class _Team:
         with environment(loopback | thread_variables(group.threads)):
             for rank in range(group.world_size):
                 ours, theirs = context.Pipe()
-                seat = Seat(
+                seat = WorkerSpec(
                     rank,
                     group.world_size,
                     rank + self.slot,

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.launch import Body, Links, Place, work_through
+from cluster.process_group import ProcessGroup
 from cluster.stopping import sigterm_notice
+from cluster.worker import Body, Place, work_through
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSpec:
     """What a worker process is told of its place."""
 
     rank: int
@@ -40,7 +41,7 @@ class Seat:
     patience: float
 
 
-def serve(body: Body, seat: Seat, pipe: Connection) -> None:
+def serve(body: Body, seat: WorkerSpec, pipe: Connection) -> None:
     """The main function of a worker process."""
     _die_with_parent(seat.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver ends its workers
@@ -52,10 +53,10 @@ def serve(body: Body, seat: Seat, pipe: Connection) -> None:
         if seat.world_size > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
             store = dist.FileStore(seat.meeting_point, seat.world_size)
-            links = Links(store, backend, seat.rank, seat.world_size, seat.patience)
+            links = ProcessGroup(store, backend, seat.rank, seat.world_size, seat.patience)
         place = Place(seat.rank, seat.world_size, device, links)
-        with sigterm_notice() as notice:
-            work_through(body, iter(pipe.recv, None), place, outbox.post, notice)
+        with sigterm_notice() as stop_signal:
+            work_through(body, iter(pipe.recv, None), place, outbox.post, stop_signal)
         outbox.close()
         if links:
             links.close()

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.stopping import Notice
+from cluster.stopping import StopSignal
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -43,7 +43,7 @@ class Arrival:
     host: str
 
 
-class Desk:
+class DriverMailbox:
     """The actor. It lives and dies with the driver's machine."""
 
     def __init__(self) -> None:
@@ -101,14 +101,14 @@ class Desk:
         return self._stop, self._num_saves
 
 
-def open_desk() -> ActorHandle:
+def open_mailbox() -> ActorHandle:
     """A desk on this machine."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here}
-    return ray.remote(**options)(Desk).remote()  # pyright: ignore[reportReturnType]  (Ray types it as a proxy)
+    return ray.remote(**options)(DriverMailbox).remote()  # pyright: ignore[reportReturnType]  (Ray types it as a proxy)
 
 
 class Sender:
@@ -135,12 +135,12 @@ class Sender:
             self._gone = True
 
 
-def listen(desk: ActorHandle) -> Notice:
+def listen(desk: ActorHandle) -> StopSignal:
     """A notice that the driver gives through the desk. What was asked of an earlier group's workers counts no more."""
     import ray
     from ray.exceptions import RayError
 
-    notice = Notice()
+    notice = StopSignal()
 
     def wait() -> None:
         try:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from cluster.launch import START_AGAIN, STOPPED, Group, OnEvent, Outcome
-from cluster.outcomes import Ledger, death_notice
+from cluster.group import Group
+from cluster.outcomes import OutcomeTracker, death_notice
 from cluster.ray.mailbox import Arrival
-from cluster.stopping import GRACE_SECONDS, Notice
+from cluster.stopping import GRACE_SECONDS, StopSignal
+from cluster.worker import START_AGAIN, STOPPED, OnEvent, Outcome
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -28,7 +29,7 @@ DRAIN_POLL_SECONDS = 2.0
 class Watch:
     """Follows the worker groups of one launch, one after the other, in the driver's thread."""
 
-    def __init__(self, desk: ActorHandle, ledger: Ledger, on_event: OnEvent, group: Group) -> None:
+    def __init__(self, desk: ActorHandle, ledger: OutcomeTracker, on_event: OnEvent, group: Group) -> None:
         self._desk, self._ledger, self._on_event, self._group = desk, ledger, on_event, group
         self._attempt = ""
         self._num_failures = 0
@@ -41,7 +42,7 @@ class Watch:
         self.arrivals: dict[int, Arrival] = {}
         """The workers of the group that stands."""
 
-    def until_the_end(self, fit: Thread, asked_to_stop: Notice) -> None:
+    def until_the_end(self, fit: Thread, asked_to_stop: StopSignal) -> None:
         """Take down what the workers send until their group has ended, or is not to be waited for."""
         stop_by: float | None = None
         while fit.is_alive():

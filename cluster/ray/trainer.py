@@ -15,22 +15,16 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from cluster.launch import (
-    LOOPBACK,
-    Body,
-    Group,
-    OnEvent,
-    Outcome,
-    environment,
-    thread_variables,
-)
-from cluster.outcomes import Ledger
-from cluster.ray.mailbox import open_desk
+from cluster.environment import LOOPBACK, environment, thread_variables
+from cluster.group import Group
+from cluster.outcomes import OutcomeTracker
+from cluster.ray.mailbox import open_mailbox
 from cluster.ray.monitor import Watch, dead_ranks, last_line
 from cluster.ray.network import torch_config
 from cluster.ray.worker import Task, serve
 from cluster.stopping import sigterm_notice
 from cluster.storage_check import marked
+from cluster.worker import Body, OnEvent, Outcome
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -67,10 +61,10 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
     with environment(settings), _connection(num_workers) as interface, sigterm_notice() as asked_to_stop:
         _warn_if_small(num_workers)
         with marked(group.storage) as marker:
-            desk = open_desk()
+            desk = open_mailbox()
             alone = group.parallel > 1 or num_workers == 1
             task = Task(body, items, desk, group.threads, alone, marker, group.patience)
-            ledger = Ledger(len(items), group.world_size)
+            ledger = OutcomeTracker(len(items), group.world_size)
             fit = _Fit(_trainer(task, group, num_workers, interface))
             watch = Watch(desk, ledger, on_event, group)
             fit.start()

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from cluster.launch import Body, Links, Outcome, Place, exchange, work_through
+from cluster.process_group import ProcessGroup, exchange
 from cluster.ray.mailbox import Arrival, Sender, listen
 from cluster.storage_check import Marker, complaint
+from cluster.worker import Body, Outcome, Place, work_through
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -82,6 +83,6 @@ def serve(config: dict[str, Task]) -> None:
         dist.destroy_process_group()  # a body that asks torch must not find the other workers
         place = Place(0, 1, get_device(), None)
     else:
-        links = Links(store, dist.get_backend(), rank, world_size, task.patience)
+        links = ProcessGroup(store, dist.get_backend(), rank, world_size, task.patience)
         place = Place(rank, world_size, get_device(), links)
     work_through(task.body, tasks, place, sender.post, listen(task.desk))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from compression.batch import Batch
 
 if TYPE_CHECKING:
-    from compression.session import Info
+    from compression.batch import Info
 
 Model = Callable[[Tensor], Tensor]
 

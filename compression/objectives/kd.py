@@ -22,7 +22,7 @@ from compression.objectives.base import (
 from compression.objectives.teacher import Teacher
 
 if TYPE_CHECKING:
-    from compression.session import Info
+    from compression.batch import Info
 
 Divergence = Literal["kl", "authors"]
 

@@ -13,7 +13,7 @@ from compression.batch import Batch
 from compression.objectives.base import Model, full_precision
 
 if TYPE_CHECKING:
-    from compression.session import Info
+    from compression.batch import Info
 
 
 class Teacher:

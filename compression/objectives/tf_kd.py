@@ -21,7 +21,7 @@ from compression.objectives.base import (
 from compression.objectives.teacher import Teacher
 
 if TYPE_CHECKING:
-    from compression.session import Info
+    from compression.batch import Info
 
 SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0
 """The authors' values for a pre-trained copy of ResNet-18 as teacher, on CIFAR-100."""

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compression.batch import Batch
-from compression.session import Info
+from compression.batch import Batch, Info
 from pipelines.data.config import Data, Resolution
 from pipelines.data.detection.config import VOC
 from pipelines.data.loading import draws, splits

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
-from cluster.launch import environment, thread_variables
+from cluster.environment import environment, thread_variables
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
