@@ -31,7 +31,7 @@ from pipelines.execute import environment
 from pipelines.experiment import Experiment, Placement, Training
 from pipelines.optimizers import SGD
 from pipelines.run_folder import RunFolder
-from pipelines.session import Run
+from pipelines.session import ExperimentSession
 
 LAUNCHERS: dict[str, Literal["local", "ray"]] = {"local": "local", "local_again": "local", "ray": "ray"}
 """What is measured -> its launcher. The second local group says how far apart two equal things come out."""
@@ -111,7 +111,7 @@ def body(task: Task, worker: Worker) -> None:
     loader = InTurns(enlarged_digits(setting.size, worker.device), turns, setting.steps)
     experiment = setting.experiment
     folder = RunFolder(Path(task.storage), experiment.identity)
-    run = Run(experiment, Placement(storage=task.storage), worker, loader, folder, no_teacher)
+    run = ExperimentSession(experiment, Placement(storage=task.storage), worker, loader, folder, no_teacher)
     with suppress(NoMoreTurns):
         METHODS[Dense](run, experiment.method)
 

@@ -21,6 +21,7 @@ from compression import Batch, allocation, models
 from compression.criteria import snip
 from compression.masks import Masks
 from compression.objectives import OBJECTIVES, CrossEntropy, Objective
+from pipelines.context import RunContext
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
 from pipelines.data.loading.arrays import read_digits
@@ -29,8 +30,6 @@ from pipelines.evaluation import autocast
 from pipelines.execute import environment
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import parameter_groups
-from pipelines.session import Run
-from pipelines.training import apply
 
 VARIANTS = {
     "dense": "cross_entropy",
@@ -63,7 +62,7 @@ class Setting:
 
 
 class Trainee:
-    """One network in training, a step at a time, as `pipelines.training.train` takes it."""
+    """One network in training, a step at a time, as `pipelines.training.Trainer` takes it."""
 
     def __init__(
         self, setting: Setting, model: nn.Module, objective: Objective, batches: Sequence[Batch], masks: Masks | None
@@ -82,7 +81,9 @@ class Trainee:
     def step(self) -> None:
         with autocast(self._setting.training, self._setting.device):
             losses = self._objective(self._network, next(self._batches))
-        apply(self._strategy, self._optimizer, losses)
+        self._strategy.backward(torch.stack(list(losses.values())).sum())
+        self._strategy.step(self._optimizer)
+        self._optimizer.zero_grad(set_to_none=True)
         self._losses = losses
 
     def check(self) -> None:
@@ -129,7 +130,7 @@ def enlarged_digits(size: int, device: torch.device) -> Opened:
     return in_memory(resized, Digits().augmentation, device, torch.float32)
 
 
-def no_teacher(run: Run, experiment: Experiment) -> nn.Module:
+def no_teacher(run: RunContext, experiment: Experiment) -> nn.Module:
     """For a Run that only trains what it is given."""
     raise AssertionError("what is timed has its teacher already, or needs none")
 

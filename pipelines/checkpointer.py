@@ -1,11 +1,10 @@
-"""Checkpointer: the durable side of one training: its checkpoints, its history, its reports to the driver."""
+"""Checkpointer: where a training stands, saved and restored."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +13,13 @@ from torch import distributed as dist
 from cluster.strategy import Strategy
 from compression.batch import Batch
 from compression.objectives.base import Objective
-from pipelines.experiment import Training
+from pipelines.context import EpochRange, RunContext
 from pipelines.run_folder import Record, record
-
-if TYPE_CHECKING:
-    from pipelines.session import Run
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a training stage does: some epochs of a schedule."""
-
-    settings: Training
-    epochs: range
-    steps_per_epoch: int
-    first_step: int
-    """epochs of the run before this stage: the numbers of an epoch are recorded under how many the run has had"""
 
 
 @dataclass
 class Position:
-    """Where a training stands: the next step, and what the epoch has summed up so far."""
+    """Where a training stands: the next step, and the losses summed so far in its epoch. Stored in state.json."""
 
     epoch: int = 0
     step: int = 0
@@ -45,127 +30,101 @@ class Position:
 
 
 class Checkpointer:
-    """The durable side of one training: its checkpoints, its history, its reports to the driver."""
+    """The checkpoints and the history of one training stage.
+
+    `position` is where the training stands, from the last checkpoint if there is one. The weights of that checkpoint
+    are loaded at once; optimizer and objective by `restore`, once the strategy has prepared them.
+    """
 
     def __init__(
-        self, run: Run, name: str, model: nn.Module, objective: Objective, part: Part, strategy: Strategy
+        self, context: RunContext, stage: EpochRange, model: nn.Module, objective: Objective, strategy: Strategy
     ) -> None:
-        self.run, self.name, self.model, self.objective, self.part = run, name, model, objective, part
+        self.context, self.stage, self.model, self.objective = context, stage, model, objective
         self.strategy = strategy
-        self.flops = 0.0
-        self.store = run.folder.checkpoints(name, run.placement.keep)
+        self.store = context.folder.checkpoints(stage.stage, context.placement.keep)
         self.checkpoint = self.store.latest()
         self._check_same_step()
-        begin = Position(epoch=part.epochs.start, finished=not part.epochs)
-        self.position = begin if self.checkpoint is None else Position(**self.checkpoint.state)
-        self.started = time.perf_counter() - self.position.seconds
-        self.epoch_started, self.epoch_first, self.seconds_waited = time.perf_counter(), self.position.step, 0.0
-        if self.checkpoint is not None:
+        if self.checkpoint is None:
+            self.position = Position(epoch=stage.epochs.start, finished=not stage.epochs)
+        else:
+            self.position = Position(**self.checkpoint.state)
             model.load_state_dict(self.checkpoint.tensors["weights"])
             if not self.position.finished:
-                run.note(f"{name} goes on from its checkpoint of step {self.checkpoint.step}")
+                context.note(f"{stage.stage} resumes from its checkpoint of step {self.checkpoint.step}")
+        self.started = time.perf_counter() - self.position.seconds
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Optimiser (which the strategy has prepared) and objective as the checkpoint left them, or else as new.
+        """Load the state of optimizer and objective; without a checkpoint both start fresh.
 
-        An objective that trained before forgets that: a run which goes on here would not know it.
+        The objective's state is always reset: it may have served an earlier training of the same run.
         """
         stored: dict[str, Tensor] = {}
         if self.checkpoint is not None:
             self.strategy.load_state(optimizer, self.model, self.checkpoint.tensors["optimizer"])
-            rank = 0 if self.objective.replicated else self.run.worker.rank
-            # Where the run goes on with more workers, the new ones have nothing to remember.
+            rank = 0 if self.objective.replicated else self.context.worker.rank
+            # A worker that was added since the checkpoint has no state there.
             stored = self.checkpoint.tensors.get(f"objective.rank{rank}", {})
-        state = {key: value.to(self.run.device) for key, value in stored.items()}
-        needs, epochs = self.objective.needs, self.part.settings.epochs
+        state = {key: value.to(self.context.device) for key, value in stored.items()}
+        loader, stage = self.context.loader, self.stage
 
         def batch_at(index: Tensor, epoch: int) -> Batch:
-            return self.run.loader.batch_at(self.name, epoch, index, needs, epoch / epochs)
+            progress = epoch / stage.settings.epochs
+            return loader.batch_at(stage.stage, epoch, index, self.objective.needs, progress)
 
         self.objective.load_state_dict(state, batch_at)
 
-    def _check_same_step(self) -> None:
-        step = None if self.checkpoint is None else self.checkpoint.step
-        first = self.run.on_first_worker(lambda: step)
-        if first != step:
-            raise RuntimeError(
-                f"worker {self.run.worker.rank} sees checkpoint {step} in {self.store.folder}, the first worker sees "
-                f"{first}: all workers must see the same storage"
-            )
-
-    def due(self, steps_done: int, inside_epoch: bool) -> bool:
-        """Whether a checkpoint is to be written here, inside an epoch."""
-        every = self.run.placement.checkpoint_steps
-        return bool(every) and inside_epoch and steps_done % every == 0
+    def due(self, steps_done: int) -> bool:
+        """Whether --checkpoint-steps asks for a checkpoint after so many steps of the training."""
+        every = self.context.placement.checkpoint_steps
+        return bool(every) and steps_done % every == 0
 
     def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Numbers of the epoch of the schedule that has ended; in the history the run's epochs are counted from 1."""
-        done = self.part.first_step + epoch + 1 - self.part.epochs.start
-        self.position.history += [record(key, done, value) for key, value in metrics.items()]
-        self.run.remember(self.position.history)
+        """Add an epoch's metrics to the history."""
+        run_epoch = self.stage.run_epoch(epoch)
+        self.position.history += [record(key, run_epoch, value) for key, value in metrics.items()]
+        self.context.remember(self.position.history)
 
-    def save(
-        self, optimizer: torch.optim.Optimizer, epoch: int, step: int, sums: dict[str, float], finished: bool = False
-    ) -> None:
-        """A checkpoint from which the next step is `step` of `epoch`; written by the first worker; collective."""
-        run, at = self.run, self.position
+    def save(self, optimizer: torch.optim.Optimizer, epoch: int, step: int, sums: dict[str, float]) -> None:
+        """Write a checkpoint from which the next step is `step` of `epoch`. Rank 0 writes it. Collective."""
         self.objective.sync()
-        objective_states = gather_states(self.objective, run)
+        objective_states = self._gather_objective_states()
         weights = self.strategy.whole(self.model).state_dict()
         optimizer_state = self.strategy.state(optimizer, self.model)
-        at.epoch, at.step, at.sums, at.finished = epoch, step, sums, finished
-        at.seconds = time.perf_counter() - self.started
-        if finished:
-            at.history.append(record(f"cost/{self.name}_seconds", 0, at.seconds))
-            at.history.append(record(f"cost/{self.name}_flops", 0, self.flops))
-            run.remember(at.history)
+        position = self.position
+        position.epoch, position.step, position.sums = epoch, step, sums
+        position.seconds = time.perf_counter() - self.started
 
         def write() -> None:
             tensors = {"weights": weights, "optimizer": optimizer_state}
             tensors |= {f"objective.rank{rank}": state for rank, state in enumerate(objective_states)}
-            self.store.save(epoch * self.part.steps_per_epoch + step, tensors, vars(at))
+            self.store.save(epoch * self.stage.steps_per_epoch + step, tensors, vars(position))
 
-        run.on_first_worker(write)
-        if step == 0:
-            self.epoch_started, self.epoch_first, self.seconds_waited = time.perf_counter(), 0, 0.0
+        self.context.on_first_worker(write)
 
-    def report(self, epoch: int, step: int, sums: dict[str, float], metrics: dict[str, float] | None = None) -> None:
-        """Tell the driver how far the training is; with `metrics` where an epoch has ended."""
-        self.run.emit(
-            kind="epoch" if metrics else "progress",
-            stage=self.name,
-            epoch=epoch + 1,
-            num_epochs=self.part.settings.epochs,
-            step=step,
-            steps_per_epoch=self.part.steps_per_epoch,
-            loss=sum(sums.values()) / max(step, 1),
-            metrics=metrics or {},
-        )
+    def finish(self, optimizer: torch.optim.Optimizer, flops: float) -> None:
+        """Write the last checkpoint, which marks the stage as finished, with its costs."""
+        seconds = time.perf_counter() - self.started
+        costs = {f"cost/{self.stage.stage}_seconds": seconds, f"cost/{self.stage.stage}_flops": flops}
+        self.position.history += [record(key, 0, value) for key, value in costs.items()]
+        self.position.finished = True
+        self.context.remember(self.position.history)
+        self.save(optimizer, self.stage.epochs.stop, 0, {})
 
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; how long the training waits for each is added up."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self.seconds_waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
+    def _gather_objective_states(self) -> list[dict[str, Tensor]]:
+        """The objective's state on the CPU: one if it is the same on all workers, else (on rank 0) one per worker."""
+        worker = self.context.worker
+        state = {key: value.cpu() for key, value in self.objective.state_dict().items()}
+        if self.objective.replicated or worker.world_size == 1:
+            return [state]
+        states: list[Any] = [None] * worker.world_size
+        dist.all_gather_object(states, state, group=worker.control)
+        return states
 
-    def speed(self) -> dict[str, float]:
-        """Of this epoch: global images_per_second, and data_wait, the share of its time in which it waited for data."""
-        steps = self.part.steps_per_epoch - self.epoch_first
-        seconds = time.perf_counter() - self.epoch_started
-        images = steps * self.part.settings.batch_size
-        return {"images_per_second": images / seconds, "data_wait": self.seconds_waited / seconds}
-
-
-def gather_states(objective: Objective, run: Run) -> list[dict[str, Tensor]]:
-    """What the objective remembers, on the CPU: one state, or on rank 0 one a worker where each has its own."""
-    state = {key: value.cpu() for key, value in objective.state_dict().items()}
-    if objective.replicated or run.worker.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * run.worker.world_size
-    dist.all_gather_object(states, state, group=run.worker.control)
-    return states
+    def _check_same_step(self) -> None:
+        step = None if self.checkpoint is None else self.checkpoint.step
+        first = self.context.on_first_worker(lambda: step)
+        if first != step:
+            raise RuntimeError(
+                f"worker {self.context.worker.rank} sees checkpoint {step} in {self.store.folder}, worker 0 sees "
+                f"{first}: all workers must see the same storage"
+            )

@@ -1,4 +1,4 @@
-"""Costs: what a finished network weighs, how fast it is, and what it took to make it."""
+"""Costs of a finished network: its size, its latency, and what its training took."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from compression import cost
 from compression.compaction import compact
 from compression.masks import prunable
 from compression.objectives import CrossEntropy
+from pipelines.flops import step_flops
 from pipelines.run_folder import RunFolder
-from pipelines.session import Run
+from pipelines.session import ExperimentSession
 from pipelines.teachers import closure
-from pipelines.training import step_flops
 
 LATENCY_BATCHES = (1, 8, 64)
-"""Images per forward pass for which its seconds are measured."""
+"""Batch sizes for which the latency of a forward pass is measured."""
 
 
-def log_costs(run: Run, model: nn.Module) -> None:
-    """Everything that a table says of costs; on the first worker alone."""
-    counted = cost.count(model, run.info.input_shape)
+def log_costs(session: ExperimentSession, model: nn.Module) -> None:
+    """Record all costs that tables show. Runs on the first worker alone."""
+    counted = cost.count(model, session.info.input_shape)
     weights = prunable(model)
     kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
-    run.log(
+    session.log(
         **{
             "cost/parameters": counted.params,
             "cost/nonzero_parameters": counted.nonzero_params,
@@ -33,36 +33,35 @@ def log_costs(run: Run, model: nn.Module) -> None:
             "cost/achieved_sparsity": 1 - kept / sum(weight.numel() for weight in weights.values()),
         }
     )
-    seconds = cost.latency(model, run.info.input_shape, LATENCY_BATCHES, seconds=0.3)
-    run.log(**{f"cost/latency_seconds_batch_{size}": value for size, value in seconds.items()})
-    run.log(**{"cost/peak_memory_bytes": cost.peak_memory(run.device)})
+    seconds = cost.latency(model, session.info.input_shape, LATENCY_BATCHES, seconds=0.3)
+    session.log(**{f"cost/latency_seconds_batch_{size}": value for size, value in seconds.items()})
+    session.log(**{"cost/peak_memory_bytes": cost.peak_memory(session.device)})
     if counted.effective_macs < counted.macs:
-        _log_compacted(run, model)
-    _log_training(run)
+        _log_compacted(session, model)
+    _log_training(session)
 
 
-def _log_compacted(run: Run, model: nn.Module) -> None:
-    """What is left once the channels are gone that the masks left dead."""
+def _log_compacted(session: ExperimentSession, model: nn.Module) -> None:
+    """The size after channels that the masks left without any weight are removed."""
     try:
-        small = cost.count(compact(model, run.info.input_shape), run.info.input_shape)
+        small = cost.count(compact(model, session.info.input_shape), session.info.input_shape)
     except ValueError as error:
-        run.note(f"the cost after compaction is not known: {error}")
+        session.note(f"the cost after compaction is unknown: {error}")
         return
-    run.log(**{"cost/compacted_parameters": small.params, "cost/compacted_macs": small.macs})
+    session.log(**{"cost/compacted_parameters": small.params, "cost/compacted_macs": small.macs})
 
 
-def _log_training(run: Run) -> None:
-    """Floating-point operations of the run and of its teachers, in dense epochs of the experiment's own network."""
-    settings = run.experiment.training
-    dense_step = step_flops(run, "cost", run.model(), CrossEntropy(), settings)
-    dense_epoch = dense_step * run.loader.steps_per_epoch(settings.batch_size)
-    own, seconds = _sum(run, "_flops"), _sum(run, "_seconds")
+def _log_training(session: ExperimentSession) -> None:
+    """FLOPs of the run and of its teachers, also in epochs of dense training of the experiment's own network."""
+    settings = session.experiment.training
+    dense_step = step_flops(session, "cost", session.model(), CrossEntropy(), settings)
+    dense_epoch = dense_step * session.loader.steps_per_epoch(settings.batch_size)
+    own, seconds = _sum(session, "_flops"), _sum(session, "_seconds")
     teachers = 0.0
-    storage = run.folder.path.parent.parent
-    for folder in closure(run.folder, lambda identity: RunFolder(storage, identity)):
+    for folder in closure(session.folder, lambda identity: RunFolder(session.folder.storage, identity)):
         result: dict[str, Any] = folder.read_result() or {}
         teachers += result["metrics"]["cost/own_training_flops"]
-    run.log(
+    session.log(
         **{
             "cost/run_seconds": seconds,
             "cost/own_training_flops": own,
@@ -73,6 +72,7 @@ def _log_training(run: Run) -> None:
     )
 
 
-def _sum(run: Run, ending: str) -> float:
-    """Over all stages of the run so far."""
-    return sum(r["value"] for r in run.history.values() if r["key"].startswith("cost/") and r["key"].endswith(ending))
+def _sum(session: ExperimentSession, ending: str) -> float:
+    """Sum over all stages of the run."""
+    records = session.history.values()
+    return sum(r["value"] for r in records if r["key"].startswith("cost/") and r["key"].endswith(ending))

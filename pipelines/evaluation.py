@@ -19,11 +19,11 @@ STATISTICS = {
     "entropy": "entropy",
     "max_probability": "max_probability",
 }
-"""Sums over samples -> what their means are called."""
+"""Name of the sum over samples -> name of its mean."""
 
 
 def evaluate(model: nn.Module, loader: Loader, split: str, training: Training, worker: Worker) -> dict[str, float]:
-    """Means over the samples of "val" or "test"; empty where the split is; collective.
+    """Means over the samples of "val" or "test"; an empty dict for an empty split. Collective.
 
     accuracy: share of 1; loss: cross-entropy; entropy: of the softmax, in nats; max_probability: its largest entry.
     """
@@ -42,5 +42,5 @@ def evaluate(model: nn.Module, loader: Loader, split: str, training: Training, w
 
 
 def autocast(training: Training, device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 where the experiment asks for it."""
+    """bfloat16 autocast if the training asks for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""Execute: one experiment on one worker, from the lock to the artefact. The body that launchers run."""
+"""Execute: one experiment on one worker, from the lock to the artefact. This is the body that launchers run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from compression import artifact, cost
 from compression.methods import METHODS
 from pipelines import identity
 from pipelines.costs import log_costs
-from pipelines.data.loader import open_loader
+from pipelines.data.loader import Loader, open_loader
 from pipelines.experiment import Experiment, Placement
 from pipelines.run_folder import RunFolder
-from pipelines.session import Run
+from pipelines.session import ExperimentSession
 from pipelines.teachers import obtain
 
 
@@ -41,122 +41,125 @@ class Work:
 
 
 def execute(work: Work, worker: Worker) -> dict[str, Any]:
-    """Run `work.experiment`, or what is left of it, and return what its result.json says."""
-    experiment = work.experiment
-    folder = RunFolder(work.storage, experiment.identity)
-    num_loaders = work.placement.loader_workers
-    if num_loaders is None:
-        num_loaders = min(8, os.cpu_count() or 1)
-    loader = open_loader(experiment.data, experiment.seed, worker.device, _image_dtype(experiment), num_loaders)
+    """Run `work.experiment`, or what is left of it, and return the content of its result.json. Collective."""
+    experiment, folder = work.experiment, RunFolder(work.storage, work.experiment.identity)
 
     def execute_teacher(teacher: Experiment, worker: Worker) -> dict[str, Any]:
         return execute(replace(work, experiment=teacher), worker)
 
-    run = Run(experiment, work.placement, worker, loader, folder, partial(obtain, execute=execute_teacher))
-    try:
-        run.strategy_for(experiment.training)  # refuse what cannot be before anything is computed
-        with _lock(run):
-            result = run.on_first_worker(folder.read_result)
+    with contextlib.closing(_open_loader(work, worker)) as loader:
+        obtain_teacher = partial(obtain, execute=execute_teacher)
+        session = ExperimentSession(experiment, work.placement, worker, loader, folder, obtain_teacher)
+        session.strategy_for(experiment.training)  # refuses what it does not support before anything is computed
+        with _lock(session):
+            result = session.on_first_worker(folder.read_result)
             if result is None:
-                run.on_first_worker(lambda: _begin(run, work))
-                cost.reset_peak_memory(run.device)
-                model = METHODS[type(experiment.method)](run, experiment.method)
-                _finish(run, model)
-                result = run.on_first_worker(lambda: _write_result(run, work, model))
-        run.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
+                session.on_first_worker(lambda: _begin(session, work))
+                cost.reset_peak_memory(session.device)
+                model = METHODS[type(experiment.method)](session, experiment.method)
+                _finish(session, model)
+                result = session.on_first_worker(lambda: _write_result(session, work, model))
+        session.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
         return result
-    finally:
-        loader.close()
 
 
-def _image_dtype(experiment: Experiment) -> torch.dtype:
-    return torch.float64 if experiment.training.precision == "float64" else torch.float32
+def _open_loader(work: Work, worker: Worker) -> Loader:
+    experiment, num_decoders = work.experiment, work.placement.loader_workers
+    if num_decoders is None:
+        num_decoders = min(8, os.cpu_count() or 1)
+    dtype = torch.float64 if experiment.training.precision == "float64" else torch.float32
+    return open_loader(experiment.data, experiment.seed, worker.device, dtype, num_decoders)
 
 
 @contextlib.contextmanager
-def _lock(run: Run) -> Iterator[None]:
-    """Held by the first worker while any of them works on this run."""
-    lock = Lock(run.folder.lock)
+def _lock(session: ExperimentSession) -> Iterator[None]:
+    """The run's lock, held by the first worker for all of them."""
+    lock = Lock(session.folder.lock)
 
     def acquire() -> None:
-        lock.acquire(lambda text: run.emit(kind="waiting", text=text))
+        lock.acquire(lambda text: session.emit(kind="waiting", text=text))
 
-    run.on_first_worker(acquire)
+    session.on_first_worker(acquire)
     try:
         yield
     finally:
-        if run.worker.rank == 0:
+        if session.worker.rank == 0:
             lock.release()
 
 
-def _begin(run: Run, work: Work) -> None:
-    """Write the description of a new run; check that an old one can go on here."""
-    placement = placement_of(run)
-    before = run.folder.read_description()
-    if before is None:
-        description = {
-            "identity": run.experiment.identity,
-            "name": run.experiment.name,
-            "experiment": identity.canonical(run.experiment),
-            "placement": placement,
-            "earlier_placements": [],
-            "labels": labels(run.experiment),
-            "data": run.loader.fingerprint,
-            "tags": dict(work.tags),
-            "started_ms": int(time.time() * 1000),
-        }
-        write_json(run.folder.description, description)
+def _begin(session: ExperimentSession, work: Work) -> None:
+    """Write the description of a new run; check that a started one can resume here."""
+    placement, description = placement_of(session), session.folder.read_description()
+    if description is None:
+        write_json(session.folder.description, _describe(session, work, placement))
         return
-    if before["data"] != run.loader.fingerprint:
+    if description["data"] != session.loader.fingerprint:
         raise ValueError(
-            f"the run in {run.folder.path} was begun on other data of the same name (fingerprint {before['data']}, now "
-            f"{run.loader.fingerprint}): give back those files, or start it in another --storage"
+            f"the run in {session.folder.path} was started on other data of the same name (fingerprint "
+            f"{description['data']}, now {session.loader.fingerprint}): restore those files, or start it in another "
+            "--storage"
         )
-    if before["placement"] == placement:
+    if description["placement"] == placement:
         return
     if not work.placement.accept_placement:
         raise ValueError(
-            f"the run in {run.folder.path} was begun with {before['placement']} and is to go on with {placement}: it "
-            "would not be the same run bit for bit; give the same again, or --accept-placement"
+            f"the run in {session.folder.path} was started with {description['placement']} and would resume with "
+            f"{placement}: the result would not be the same bit for bit. Use the same settings, or --accept-placement"
         )
-    run.emit(kind="note", text=f"goes on with {placement}, was begun with {before['placement']}")
-    earlier = [*before["earlier_placements"], before["placement"]]
-    write_json(run.folder.description, {**before, "placement": placement, "earlier_placements": earlier})
+    session.note(f"resumes with {placement}; it was started with {description['placement']}")
+    earlier = [*description["earlier_placements"], description["placement"]]
+    write_json(session.folder.description, {**description, "placement": placement, "earlier_placements": earlier})
 
 
-def placement_of(run: Run) -> dict[str, Any]:
-    """What must be the same for a run to go on bit for bit."""
-    asked = run.placement
-    placement = {"workers": run.worker.world_size, "threads": asked.threads, "strategy": run.strategy}
-    if run.strategy == "deepspeed":
+def _describe(session: ExperimentSession, work: Work, placement: dict[str, Any]) -> dict[str, Any]:
+    """The content of run.json."""
+    experiment = session.experiment
+    return {
+        "identity": experiment.identity,
+        "name": experiment.name,
+        "experiment": identity.canonical(experiment),
+        "placement": placement,
+        "earlier_placements": [],
+        "labels": labels(experiment),
+        "data": session.loader.fingerprint,
+        "tags": dict(work.tags),
+        "started_ms": int(time.time() * 1000),
+    }
+
+
+def placement_of(session: ExperimentSession) -> dict[str, Any]:
+    """What must stay the same for a run to resume bit for bit."""
+    asked = session.placement
+    placement = {"workers": session.worker.world_size, "threads": asked.threads, "strategy": session.strategy}
+    if session.strategy == "deepspeed":
         placement |= {"zero_stage": asked.zero_stage, "deepspeed_config": asked.deepspeed_config}
     return placement
 
 
-def _finish(run: Run, model: nn.Module) -> None:
-    """The headline numbers of a trained network, and its costs."""
-    run.emit(kind="stage", stage="test")
-    run.log(**{f"test/{key}": value for key, value in run.evaluate(model, "test").items()})
-    run.on_first_worker(lambda: log_costs(run, model))
+def _finish(session: ExperimentSession, model: nn.Module) -> None:
+    """Record the test metrics of a trained network, and its costs."""
+    session.emit(kind="stage", stage="test")
+    session.log(**{f"test/{key}": value for key, value in session.evaluate(model, "test").items()})
+    session.on_first_worker(lambda: log_costs(session, model))
 
 
-def _write_result(run: Run, work: Work, model: nn.Module) -> dict[str, Any]:
-    artifact.save(model, run.folder.path)
-    description = run.folder.read_description()
+def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> dict[str, Any]:
+    """Write the artefact, then result.json, which marks the run as finished."""
+    artifact.save(model, session.folder.path)
+    description = session.folder.read_description()
     assert description is not None
-    history = list(run.history.values())
-    last = {r["key"]: r["value"] for r in sorted(history, key=lambda r: r["step"])}
+    history = list(session.history.values())
     result = {
         **description,
         "placement": {**description["placement"], "launcher": work.placement.launcher},
         "tags": dict(work.tags),
-        "environment": environment(run.device),
+        "environment": environment(session.device),
         "finished_ms": int(time.time() * 1000),
-        "metrics": last,
+        "metrics": {r["key"]: r["value"] for r in sorted(history, key=lambda r: r["step"])},  # the last of each
         "history": history,
     }
-    write_json(run.folder.result, result)
-    run.folder.error.unlink(missing_ok=True)
+    write_json(session.folder.result, result)
+    session.folder.error.unlink(missing_ok=True)
     return result
 
 
@@ -164,9 +167,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware of the worker that made the result."""
     import importlib.metadata
 
-    packages = ("torch", "torchvision", "ray", "mlflow", "numpy")
     versions = {"python": platform.python_version()}
-    for package in packages:
+    for package in ("torch", "torchvision", "ray", "mlflow", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -183,7 +185,7 @@ def _processor() -> str:
 
 
 def labels(experiment: Experiment) -> dict[str, str]:
-    """The words by which tables and the MLflow UI tell runs apart."""
+    """Short labels by which tables and the MLflow UI tell runs apart."""
     method = experiment.method
     return {
         "dataset": experiment.data.label,

@@ -30,6 +30,7 @@ class RunFolder:
     """The folder of one experiment below a storage. ValueError where a name would lead out of it."""
 
     def __init__(self, storage: Path, identity: str) -> None:
+        self.storage = storage
         self.path = storage / "runs" / file_name(identity)
         self.description = self.path / "run.json"
         self.result = self.path / "result.json"

@@ -47,7 +47,7 @@ class Watched:
 def watch(item: Watched, worker: Worker) -> list[float]:
     """Execute, and give the loss of each step: the mean over the workers."""
     losses: list[Tensor] = []
-    apply = training.apply
+    apply = training.optimizer_step
 
     def watched(way: Strategy, optimizer: torch.optim.Optimizer, parts: dict[str, Tensor]) -> None:
         if len(losses) == item.stop:
@@ -55,7 +55,7 @@ def watch(item: Watched, worker: Worker) -> list[float]:
         losses.append(torch.stack([*parts.values()]).sum().detach())
         apply(way, optimizer, parts)
 
-    with mock.patch("pipelines.training.apply", watched), mock.patch("pipelines.costs.LATENCY_BATCHES", (1,)):
+    with mock.patch("pipelines.training.optimizer_step", watched), mock.patch("pipelines.costs.LATENCY_BATCHES", (1,)):
         execute(item.work, worker)
     return mean(torch.stack(losses), worker)
 
@@ -119,7 +119,7 @@ def train(
             group["lr"] = 0.02 / (1 + step) * group.get("lr_scale", 1.0)
         parts = objective(wrapped, batch_of(step, worker.rank))
         losses.append(torch.stack([*parts.values()]).sum().detach())
-        training.apply(way, optimizer, parts)
+        training.optimizer_step(way, optimizer, parts)
     state = {name: value.clone() for name, value in way.state(optimizer, model).items()}
     whole = {name: p.detach().clone() for name, p in way.whole(model).named_parameters()}
     assert way.unwrap(wrapped) is model

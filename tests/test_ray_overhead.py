@@ -211,7 +211,9 @@ def test_batches_come_in_turns_and_epoch_after_epoch():
 
 def test_a_group_trains_by_the_loop_of_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps: list[int] = []
-    monkeypatch.setattr(training, "apply", lambda *_, apply=training.apply: steps.append(1) or apply(*_))
+    monkeypatch.setattr(
+        training, "optimizer_step", lambda *_, apply=training.optimizer_step: steps.append(1) or apply(*_)
+    )
     monkeypatch.setattr(training, "LOG_STEPS", 4)
     answers: list[float] = []
 

@@ -153,11 +153,16 @@ def test_another_number_of_workers_only_when_asked_for(tmp_path: Path):
     assert "--accept-placement" in refused.error
 
     asked = dataclasses.replace(work, placement=dataclasses.replace(work.placement, accept_placement=True))
-    notes = []
-    [outcome] = launch(execute, [asked], two, lambda _, event: notes.append(event) if event["kind"] == "note" else None)
+    notes: list[str] = []
+
+    def keep(_: int, event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+
+    [outcome] = launch(execute, [asked], two, keep)
     assert outcome.error is None
     assert outcome.value["placement"]["workers"] == 2
     assert [earlier["workers"] for earlier in outcome.value["earlier_placements"]] == [1]
-    placement, checkpoint = (note["text"] for note in notes)
-    assert placement.startswith("goes on with {'workers': 2")
-    assert checkpoint == "train goes on from its checkpoint of step 2"
+    # On a busy machine a note about a slow worker may come, too.
+    assert any(note.startswith("resumes with {'workers': 2") for note in notes)
+    assert "train resumes from its checkpoint of step 2" in notes

@@ -109,7 +109,7 @@ def finished(done: Done, storage: Storage, undisturbed: RunFolder) -> None:
 
 def went_on_from(done: Done, killed: int) -> int:
     """The step of the checkpoint that the run went on from; it is no older than the newest when the machine went."""
-    found = [int(step) for step in re.findall(r"train goes on from its checkpoint of step (\d+)", done.output)]
+    found = [int(step) for step in re.findall(r"train resumes from its checkpoint of step (\d+)", done.output)]
     assert len(found) == 1, done.output
     assert found[0] >= killed, "more than one checkpoint interval is lost"
     return found[0]

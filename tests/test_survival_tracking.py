@@ -120,7 +120,7 @@ def begin_and_end(body, work, group, on_event):
 
     from cluster.launch import launch
 
-    with mock.patch("pipelines.session.training.train", side_effect=KeyboardInterrupt):
+    with mock.patch("pipelines.session.Trainer.train", side_effect=KeyboardInterrupt):
         return launch(body, work, group, on_event)
 
 

@@ -26,7 +26,7 @@ from pipelines.data.stores import Opened
 from pipelines.evaluation import evaluate
 from pipelines.experiment import Placement, Training
 from pipelines.run_folder import RunFolder
-from pipelines.session import Run
+from pipelines.session import ExperimentSession
 
 ROUNDS = 3
 """Timed epochs of a few steps each; their median counts. One more before them warms up."""
@@ -67,7 +67,7 @@ def run_steps(
     loader = ShortLoader(part.found.opened, 0.0, 0, Resolution(size, size) if size != usual else None)
     loader.most = steps
     placement = Placement(storage=str(folder))
-    run = Run(part.experiment, placement, worker, loader, RunFolder(folder, "plan"), no_teacher)
+    run = ExperimentSession(part.experiment, placement, worker, loader, RunFolder(folder, "plan"), no_teacher)
     optimizer = dataclasses.replace(part.settings.optimizer, lr=STILL)
     settings = dataclasses.replace(
         part.settings, epochs=epochs, batch_size=batch, optimizer=optimizer, warmup_epochs=0.0
