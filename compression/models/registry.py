@@ -20,6 +20,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44": lambda num_classes, **kw: ResNetCIFAR(44, num_classes, **kw),
     "resnet56": lambda num_classes, **kw: ResNetCIFAR(56, num_classes, **kw),
     "resnet110": lambda num_classes, **kw: ResNetCIFAR(110, num_classes, **kw),
+    "vgg3": lambda num_classes, **kw: VGG(vgg_cifar.VGG3, num_classes, **kw),
     "vgg11": lambda num_classes, **kw: VGG(vgg_cifar.VGG11, num_classes, **kw),
     "vgg13": lambda num_classes, **kw: VGG(vgg_cifar.VGG13, num_classes, **kw),
     "vgg16": lambda num_classes, **kw: VGG(vgg_cifar.VGG16, num_classes, **kw),
