@@ -3,6 +3,9 @@
 python -m tests.beton_bodies FOLDER: prints one line of JSON.
 """
 
+# FFCV is optional, so its imports may be missing.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import gc

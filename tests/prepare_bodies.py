@@ -3,6 +3,9 @@
 python -m tests.prepare_bodies NAME ARGUMENTS...
 """
 
+# FFCV is optional, so its imports may be missing.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json
@@ -26,6 +29,7 @@ from pipelines.data.preparing.process_pool import in_order
 from pipelines.data.preparing.sets import SETS
 from pipelines.data.source import Source
 
+HALF = (0.5, 0.5, 0.5)
 ODD_ROW = 40
 """From here on a part of Odd images does what it is there for."""
 
@@ -69,7 +73,7 @@ class Odd:
 
 def odd(kind: str, marks: Path) -> Source:
     part = Odd(kind, marks)
-    return Source("odd", ("a", "b"), {"train": part, "test": part}, (0.5,) * 3, (0.5,) * 3, "0" * 16)
+    return Source("odd", ("a", "b"), {"train": part, "test": part}, HALF, HALF, "0" * 16)
 
 
 def command(kind: str, out: str, marks: str, *options: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from compression import channels, gates
 from compression.masks import Masks, prunable
 
 SMALL = (3, 8, 8)
+M = TypeVar("M", bound=nn.Module)
 
 
 def sequence(*, padding: int = 1, bias: bool = False) -> nn.Sequential:
@@ -47,7 +50,7 @@ class Block(nn.Module):
         return self.fc((x + self.project(y)).mean(dim=(2, 3)))
 
 
-def settle(model: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
+def settle(model: M, shape: tuple[int, int, int], seed: int = 0) -> M:
     """The model in float64 and eval mode, with all kinds of biases and scales, after passes in train mode."""
     draw = torch.Generator().manual_seed(seed)
     model.double().train()

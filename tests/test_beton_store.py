@@ -1,5 +1,8 @@
 """The backend for .beton files, against FFCV's own writer, the other backends, and damage."""
 
+# FFCV is optional, so its imports may be missing.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json

@@ -89,50 +89,53 @@ def width(model: nn.Module, name: str) -> int:
 @torch.no_grad()
 def test_dead_channels_are_removed_through_and_through():
     model = settle(sequence(), SMALL)
-    model[7].weight[:, 4:8] = 0  # nobody reads channel 1 of the second convolution,
-    model[3].weight[[0, 2, 3, 4], 2] = 0  # and it alone reads channel 2 of the first
+    model.get_parameter("7.weight")[:, 4:8] = 0  # nobody reads channel 1 of the second convolution,
+    model.get_parameter("3.weight")[[0, 2, 3, 4], 2] = 0  # and it alone reads channel 2 of the first
     small = compact(model, SMALL)
     assert [width(small, name) for name in "0137"] == [3, 3, 4, 7]
-    assert torch.equal(small.get_parameter("0.weight"), model[0].weight[[0, 1, 3]])
-    assert torch.equal(small.get_parameter("7.weight"), model[7].weight[:, [0, 1, 2, 3, *range(8, 20)]])
-    assert small[3].bias is None
-    assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (3, 3, 3)
+    assert torch.equal(small.get_parameter("0.weight"), model.get_parameter("0.weight")[[0, 1, 3]])
+    assert torch.equal(small.get_parameter("7.weight"), model.get_parameter("7.weight")[:, [0, 1, 2, 3, *range(8, 20)]])
+    assert small.get_submodule("3").bias is None
+    conv, norm, reader = (small.get_submodule(name) for name in "013")
+    assert (conv.out_channels, norm.num_features, reader.in_channels) == (3, 3, 3)
 
 
 @torch.no_grad()
 def test_constants_go_into_the_bias_where_nothing_is_padded():
     model = settle(sequence(padding=0), SMALL)
-    model[0].weight[1:3] = 0
-    model[1].bias[:] = 0.75
+    model.get_parameter("0.weight")[1:3] = 0
+    model.get_parameter("1.bias")[:] = 0.75
     small = compact(model, SMALL)
     assert [width(small, name) for name in "01"] == [2, 2]
-    constants = model[2](model[1](model[0](images(SMALL))))[0, 1:3, 0, 0]
+    constants = model[:3](images(SMALL))[0, 1:3, 0, 0]
     assert constants.min() > 0.1
-    expected = torch.einsum("oikl,i->o", model[3].weight[:, 1:3], constants)
+    expected = torch.einsum("oikl,i->o", model.get_parameter("3.weight")[:, 1:3], constants)
     torch.testing.assert_close(small.get_parameter("3.bias"), expected)
 
 
 @torch.no_grad()
 def test_constants_are_merged_where_zeros_are_padded():
     model = settle(sequence(), SMALL)
-    model[0].weight[1:] = 0
-    model[1].bias[:] = torch.tensor([0.1, 0.75, 1.5, -3])  # the last is closed by the ReLU: a constant of 0
-    model[1].running_mean.zero_()
+    model.get_parameter("0.weight")[1:] = 0
+    model.get_parameter("1.bias")[:] = torch.tensor(
+        [0.1, 0.75, 1.5, -3]
+    )  # the last is closed by the ReLU: a constant of 0
+    model.get_buffer("1.running_mean").zero_()
     small = compact(model, SMALL)
     assert [width(small, name) for name in "01"] == [2, 2]
-    merged = model[3].weight[:, 2] + 0.5 * model[3].weight[:, 1]
+    merged = model.get_parameter("3.weight")[:, 2] + 0.5 * model.get_parameter("3.weight")[:, 1]
     torch.testing.assert_close(small.get_parameter("3.weight")[:, 1], merged)
-    assert small[3].bias is None
+    assert small.get_submodule("3").bias is None
 
 
 @torch.no_grad()
 def test_constants_go_into_the_classifiers_bias():
     model = settle(sequence(bias=True), SMALL)
-    model[3].weight[2] = 0
-    model[3].bias[2] = 2
+    model.get_parameter("3.weight")[2] = 0
+    model.get_parameter("3.bias")[2] = 2
     small = compact(model, SMALL)
     assert width(small, "3") == 4
-    expected = model[7].bias + 2 * model[7].weight[:, 8:12].sum(dim=1)
+    expected = model.get_parameter("7.bias") + 2 * model.get_parameter("7.weight")[:, 8:12].sum(dim=1)
     torch.testing.assert_close(small.get_parameter("7.bias"), expected)
 
 
@@ -146,7 +149,7 @@ def test_a_layer_of_which_nothing_is_left_keeps_one_channel():
     assert width(small, "stage2.2.conv1") == 1
     assert width(small, "stage2.2.conv2") == 32, "the stream goes on"
     dead = settle(sequence(), SMALL)
-    dead[0].weight.zero_()
+    dead.get_parameter("0.weight").zero_()
     small = compact(dead, SMALL)
     assert [width(small, name) for name in "013"] == [1, 1, 1]
     torch.testing.assert_close(small(images(SMALL)), dead(images(SMALL)), rtol=1e-12, atol=1e-12)
@@ -170,7 +173,7 @@ def test_convolutions_in_groups_lose_whole_groups():
 def test_a_relu_that_happens_to_be_closed_is_not_dead():
     # Never open on any image that is likely to be tried, but its filter is there.
     model = settle(sequence(), SMALL)
-    model[1].bias[2] = -1e3
+    model.get_parameter("1.bias")[2] = -1e3
     assert [width(compact(model, SMALL), name) for name in "01"] == [4, 4]
 
 
@@ -222,8 +225,8 @@ def test_a_network_that_lost_nothing_stays_equal():
 def test_the_outputs_are_compared_before_a_network_is_returned(monkeypatch: pytest.MonkeyPatch):
     model = settle(sequence(padding=0), SMALL)
     with torch.no_grad():
-        model[0].weight[1] = 0
-        model[1].bias[1] = 0.75
+        model.get_parameter("0.weight")[1] = 0
+        model.get_parameter("1.bias")[1] = 0.75
 
     def wrong(layer: nn.Module, values: Tensor) -> None:
         """Forgets the constants."""

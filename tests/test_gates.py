@@ -166,8 +166,8 @@ def test_open_gates_change_nothing_and_closed_ones_stand_for_missing_channels():
     with torch.no_grad():
         gated.of("0").m[1] = -0.5
         gated.of("3").m[2] = -0.5
-        plain[3].weight[:, 1] = 0
-        plain[7].weight[:, 8:12] = 0
+        plain.get_parameter("3.weight")[:, 1] = 0
+        plain.get_parameter("7.weight")[:, 8:12] = 0
     torch.testing.assert_close(model(images(SMALL)), plain(images(SMALL)), rtol=0, atol=1e-14)
     assert gated.describe() == "0 3/4, 3 4/5"
     assert {name: opened.tolist() for name, opened in gated.open().items()} == {
@@ -185,9 +185,9 @@ def test_the_gradient_of_a_gate_is_that_of_gated_feature_maps():
     model(images(SMALL)).square().sum().backward()
 
     m = values.clone().requires_grad_()
-    x = model[2](model[1](model[0](images(SMALL)))) * gates.gate(m).view(1, -1, 1, 1)
-    x = F.conv2d(x, model[3].parametrizations.weight.original, padding=1)
-    model[7](model[6](model[5](model[4](x)))).square().sum().backward()
+    x = model[:3](images(SMALL)) * gates.gate(m).view(1, -1, 1, 1)
+    x = F.conv2d(x, model.get_parameter("3.parametrizations.weight.original"), padding=1)
+    model[4:](x).square().sum().backward()
     found = gated.of("0").m.grad
     assert found is not None
     assert m.grad is not None

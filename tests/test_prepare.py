@@ -1,5 +1,8 @@
 """Preparing for FFCV: the files' form, what is in them, and what happens when something goes wrong in the middle."""
 
+# FFCV is optional, so its imports may be missing.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import io
@@ -36,7 +39,7 @@ from pipelines.data.preparing.sets import storage
 from pipelines.data.preparing.workspace import workspace
 from pipelines.data.readers import cub, imagenet, images
 from pipelines.data.source import Files, Pixels, Source
-from tests.prepare_bodies import odd
+from tests.prepare_bodies import HALF, odd
 
 pytest.importorskip("ffcv", reason="FFCV is optional; make ffcv")
 
@@ -133,7 +136,7 @@ def test_the_form_is_ffcvs_own() -> None:
         (beton_format.FIELD, types.FieldDescType),
         (beton_format.REGION, types.ALLOC_TABLE_TYPE),
     ):
-        offsets = [[dtype.fields[name][1] for name in dtype.names] for dtype in (ours, theirs)]
+        offsets = [[field[1] for field in (dtype.fields or {}).values()] for dtype in (ours, theirs)]
         assert (ours.names, ours.itemsize, offsets[0]) == (theirs.names, theirs.itemsize, offsets[1])
     arrays = [
         fields.NDArrayField(np.dtype(kind), shape) for kind, shape in (("<f4", (7, 4)), ("<i8", (7,)), ("|u1", (7,)))
@@ -194,7 +197,7 @@ class TestFiles:
     def test_a_mix_is_drawn_from_the_rows(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), np.uint8)
         part = Pixels(pixels, torch.arange(1000) % 2, "noise")
-        source = Source("noise", ("a", "b"), {"train": part, "test": part}, (0.5,) * 3, (0.5,) * 3, "1" * 16)
+        source = Source("noise", ("a", "b"), {"train": part, "test": part}, HALF, HALF, "1" * 16)
         modes = []
         for name in ("one", "two"):
             prepare_job(Job("images", source, Storage(8, None, 0.3, 90)), tmp_path / name, 0)
@@ -207,7 +210,7 @@ class TestFiles:
         pixels = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(1000, 1).repeat(1000, 2).repeat(3, 3)
         part = Pixels(pixels, torch.zeros(7, dtype=torch.long), "grey")
         few = Pixels(pixels[:1], torch.zeros(1, dtype=torch.long), "grey")
-        source = Source("grey", ("a",), {"train": part, "test": few}, (0.5,) * 3, (0.5,) * 3, "2" * 16)
+        source = Source("grey", ("a",), {"train": part, "test": few}, HALF, HALF, "2" * 16)
         prepare_job(Job("images", source, Storage(None, 1000)), tmp_path / "out", 0)
         stored = parsed(tmp_path / "out" / "train.beton")  # checks that none lies across two pages
         assert [int(each.pixels().mean()) for each in stored] == list(range(7))
@@ -464,7 +467,7 @@ class TestOddImages:
 def _only(part: object, row: int) -> Source:
     assert isinstance(part, Files)
     one = Files(part.root, part.names[row : row + 1], part.labels[row : row + 1])
-    return Source("one", ("a", "b"), {"train": one, "test": one}, (0.5,) * 3, (0.5,) * 3, "3" * 16)
+    return Source("one", ("a", "b"), {"train": one, "test": one}, HALF, HALF, "3" * 16)
 
 
 class TestWrongSources:

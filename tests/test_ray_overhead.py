@@ -459,6 +459,7 @@ def test_a_group_that_fails_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_step_under_ray_takes_as_long_as_under_plain_torch():
     chosen = setting("resnet20", 16, 32, steps=10)
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    measured: list[Row] = []
     with contest(chosen) as groups:
         while len(seconds["ray"]) < MOST_ROUNDS:
             for name, more in groups.rounds(15).items():

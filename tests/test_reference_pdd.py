@@ -35,13 +35,12 @@ class Gated(nn.Module):
         super().__init__()
         self.add_module("0", nn.Conv2d(3, 6, 3, padding=1))
         self.add_module("1", nn.BatchNorm2d(6))
-        self.gate = nn.Module()
-        self.gate.m = nn.Parameter(torch.empty(6))
+        self.gate = nn.ParameterDict({"m": torch.empty(6)})
         self.fc = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.get_submodule("1")(self.get_submodule("0")(x)))
-        return self.fc((gate(self.gate.m).view(1, -1, 1, 1) * x).mean(dim=(2, 3)))
+        return self.fc((gate(self.gate["m"]).view(1, -1, 1, 1) * x).mean(dim=(2, 3)))
 
 
 def test_training_with_gates():
@@ -51,7 +50,7 @@ def test_training_with_gates():
     tracked = {"1.num_batches_tracked": torch.tensor(0)}
     model.load_state_dict({**case.group("param/"), **case.group("buffer/"), **tracked})
     optimizer = torch.optim.SGD(model.parameters(), values["lr"], values["momentum"], weight_decay=5e-3)
-    history = [gate(model.gate.m).detach()]
+    history = [gate(model.gate["m"]).detach()]
     for step in range(3):
         logits = model(case[f"input/step{step}/x"])
         ce = F.cross_entropy(logits, case[f"input/step{step}/y"])
@@ -73,7 +72,7 @@ def test_training_with_gates():
         optimizer.step()
         for name, parameter in model.named_parameters():
             assert_matches(parameter, case[f"{expect}param_after/{name}"])
-        history.append(gate(model.gate.m).detach())
+        history.append(gate(model.gate["m"]).detach())
     assert torch.equal(torch.stack(history), case["expect/gate_history"])
     assert_matches(model.get_buffer("1.running_mean"), case["expect/running_mean_after"])
     assert_matches(model.get_buffer("1.running_var"), case["expect/running_var_after"])

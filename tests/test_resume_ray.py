@@ -35,8 +35,8 @@ def ray_cluster():
     import ray
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    context = ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield context.address_info["address"]
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -71,6 +71,7 @@ def test_killed_worker_and_driver_on_ray(ray_cluster: str, expected: RunFolder, 
     )
     [ended] = run_experiments([EXPERIMENT], placement, "suite", "recipe")
     assert ended.error is None, ended.error
+    assert ended.run_id is not None
     same_run(run, expected)
     client = MlflowClient(f"sqlite:///{storage}/ml.db")
     found = {

@@ -57,6 +57,7 @@ def find(config: Data, device: torch.device, dtype: torch.dtype, workers: int, g
     """
     in_step = isinstance(config, Digits) or config.backend == "memory"
     real: Opened | None = None
+    missing = ""
     if given is None or isinstance(config, Digits):
         try:
             real = open_store(config, device, dtype, workers)

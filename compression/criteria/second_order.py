@@ -99,7 +99,7 @@ class _ConvolutionBackward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         vx, vw, vb = gradients
         gy, x, weight = ctx.saved_tensors
         ggy = gx = gw = None
@@ -176,7 +176,7 @@ class _BatchNormBackward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         vx, vw, vb = gradients
         gy, x, weight, mean, r, d, b = ctx.saved_tensors
         num, per_channel = x.numel() // x.shape[1], [1, -1] + [1] * (x.ndim - 2)

@@ -90,7 +90,7 @@ class Beton:
 
         ValueError: there is no such field, or it is of another kind.
         """
-        from ffcv.fields import FloatField, IntField, NDArrayField
+        from ffcv.fields import FloatField, IntField, NDArrayField  # pyright: ignore[reportAttributeAccessIssue] (optional)
 
         column = _column(self.path, self._columns, name, (IntField, FloatField, NDArrayField))
         if not isinstance(column.handler, NDArrayField):
@@ -125,7 +125,7 @@ class Blocks:
 
 def _read(path: Path, mapped: np.ndarray) -> tuple[dict[str, Column], Blocks]:
     """The tables: header, fields, one row of metadata for each sample, and what lies where."""
-    from ffcv.types import (
+    from ffcv.types import (  # pyright: ignore[reportMissingImports] (optional)
         ALLOC_TABLE_TYPE,
         CURRENT_VERSION,
         FieldDescType,
@@ -164,7 +164,7 @@ def _table(path: Path, mapped: np.ndarray, start: int, dtype: np.dtype, count: i
 
 
 def _images(path: Path, columns: Mapping[str, Column], blocks: Blocks) -> np.ndarray:
-    from ffcv.fields import RGBImageField
+    from ffcv.fields import RGBImageField  # pyright: ignore[reportAttributeAccessIssue] (optional)
 
     values = _column(path, columns, "image", (RGBImageField,)).values
     sizes = blocks.sizes(path, values["data_ptr"], "image")

@@ -34,7 +34,7 @@ class Kernels(NamedTuple):
 
 @functools.cache
 def kernels() -> Kernels:
-    from ffcv import libffcv
+    from ffcv import libffcv  # pyright: ignore[reportAttributeAccessIssue] (optional)
     from numba import njit, types
 
     # FFCV asks this of the OpenCV that cv2 brings; its own functions are linked to another one, whose threads would
