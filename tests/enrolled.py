@@ -11,6 +11,7 @@ from typing import Any
 from compression.criteria import CRITERIA
 from compression.methods import (
     METHODS,
+    PDD,
     Dense,
     EarlyPruning,
     IterativeMagnitude,
@@ -23,12 +24,16 @@ from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD
 
 DIGITS = Digits()
-TRAINING = Training(epochs=2, batch_size=256, optimizer=SGD(lr=0.02))
+TRAINING = Training(epochs=2, batch_size=256, optimizer=SGD(lr=0.1))
 """Ten steps, five in each epoch."""
 
 FROZEN = Training(epochs=2, batch_size=64, optimizer=SGD(lr=1e-3), precision="float64", freeze_batchnorm=True)
 FEWER_DIGITS = Digits(val_fraction=0.55)
 """Together twenty steps, ten in each epoch, in which two workers compute what one does."""
+
+SMALL = "vgg3"
+NETWORKS: dict[type, str] = {PDD: "resnet20"}
+"""The network of a method's cases, if it is not SMALL: one real network is enough."""
 
 WEIGHTS = "weights.safetensors"
 
@@ -67,4 +72,4 @@ def criteria() -> dict[str, Any]:
 
 def small(method: Any, training: Training = TRAINING, data: Digits = DIGITS) -> Experiment:
     """The experiment of a config."""
-    return Experiment(method, "resnet20", data, training, seed=3)
+    return Experiment(method, NETWORKS.get(type(method), SMALL), data, training, seed=3)

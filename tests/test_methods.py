@@ -105,7 +105,7 @@ def side_by_side(root: Path) -> Group:
 def weights(tmp_path_factory) -> Path:
     """The file of weights that examples name, in a folder that is the same for all runs."""
     folder = tmp_path_factory.mktemp("weights")
-    model = models.build("resnet20", num_classes=10)
+    model = models.build(enrolled.SMALL, num_classes=10)
     save_file(model.state_dict(), folder / enrolled.WEIGHTS)
     return folder / enrolled.WEIGHTS
 
