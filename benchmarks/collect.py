@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.checkpoints import write_atomically
+from cluster.atomic import write_atomically
 from cluster.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.collect import collect, read_runs, tracker
 from benchmarks.suites import TABLES, Column, Table
-from cluster.checkpoints import write_atomically
+from cluster.atomic import write_atomically
 from compression.choose import choose
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"

@@ -1,8 +1,4 @@
-"""Our own checkpoint store for one folder of a local filesystem, and the small durable writes it is made of.
-
-Whatever is written here is either there as a whole or not at all, also after a kill or a power cut: content goes to a
-hidden neighbour, is synced to the disk, and gets its name by a rename.
-"""
+"""The checkpoints of a run in one folder of a local file system; JSON and tensor files; the storage folder."""
 
 from __future__ import annotations
 
@@ -11,13 +7,14 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+from cluster.atomic import hidden_name, publish_folder, remove_folder, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,14 +63,13 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover)
-        temporary = self._hidden()
+        temporary = hidden_name(self.folder)
         try:
             temporary.mkdir()
             for group, mapping in tensors.items():
-                _write(temporary / f"{group}.safetensors", _tensor_bytes(mapping))
-            _write(temporary / "state.json", _json({"groups": list(tensors), "state": state}))
-            _sync_folder(temporary)
-            self._put(temporary, self.folder / f"step-{step:08d}")
+                (temporary / f"{group}.safetensors").write_bytes(_tensor_bytes(mapping))
+            (temporary / "state.json").write_bytes(_json({"groups": list(tensors), "state": state}))
+            publish_folder(temporary, self.folder / f"step-{step:08d}")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -108,32 +104,11 @@ class CheckpointStore:
         aside_first = sorted(found, key=lambda item: item[0][1] is None)
         return {int(match[2]): path for match, path in aside_first}
 
-    def _put(self, temporary: Path, target: Path) -> None:
-        """Give a complete folder its name. A folder cannot be renamed over another one: that is moved aside before,
-        under a name which `_paths` knows, so that a kill between the two renames loses nothing."""
-        aside = target.with_name(f".replaced-{target.name}")
-        if target.exists():
-            self._discard(aside)
-            os.rename(target, aside)
-        os.rename(temporary, target)
-        _sync_folder(self.folder)
-        self._discard(aside)
-
     def _remove_others(self, step: int) -> None:
         paths = self._paths()
         kept = sorted((s for s in paths if s <= step), reverse=True)[: self.keep]
         for other in set(paths) - set(kept):
-            self._discard(paths[other])
-
-    def _discard(self, path: Path) -> None:
-        """Renamed first: a kill while it is being removed must not leave half a checkpoint under its name."""
-        if path.exists():
-            hidden = self._hidden()
-            os.rename(path, hidden)
-            shutil.rmtree(hidden)
-
-    def _hidden(self) -> Path:
-        return self.folder / f".partial-{uuid.uuid4().hex}"
+            remove_folder(paths[other])
 
 
 def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> None:
@@ -164,19 +139,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no complete JSON file: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is either as before or whole, and on the disk when this returns; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        _write(temporary, data)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def open_storage(root: str | Path) -> Path:
@@ -223,13 +185,6 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _tensor_bytes(mapping: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
@@ -243,11 +198,3 @@ def _tensor_bytes(mapping: Mapping[str, Tensor]) -> bytes:
         storages.add(copied.untyped_storage().data_ptr())
         plain[name] = copied
     return save(plain)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Environment variables of processes that are started."""
+"""What child processes are given: environment variables, and time to shut down."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from contextlib import contextmanager
 
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 """The network interface of workers that are all on this machine."""
+
+SHUTDOWN_GRACE_SECONDS = 100.0
+"""How long processes and threads that were asked to stop may take, to save a checkpoint for example. After that they
+are killed. A spot machine is taken away 120 s after its notice."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -8,12 +8,11 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from cluster.environment import SHUTDOWN_GRACE_SECONDS
+
 BEATS = 20
 """So many looks in a row at which nothing has changed make a silence. Looks count, not seconds: a watcher that was
 itself held up, with the whole machine perhaps, has not looked."""
-
-FAREWELL_SECONDS = 5.0
-"""How long a look at the store may take when the worker leaves: where its machine is gone, it may take longer."""
 
 KEY = "sign of life of the first worker"
 
@@ -39,7 +38,7 @@ class Heartbeat:
         """The worker leaves: it beats and watches no more."""
         self._over.set()
         # A process that ends while a thread is inside the store is aborted by it.
-        self._thread.join(FAREWELL_SECONDS)
+        self._thread.join(SHUTDOWN_GRACE_SECONDS)
 
     def _beat(self) -> None:
         number = 0

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-GRACE_SECONDS = 100.0
-"""How long workers that were asked to stop may take to save their work; a spot machine is taken after 120 s."""
-
 
 class Stopped(BaseException):
     """An item ends because it was asked to; what it had done is saved. No Exception: nobody may take it for one."""

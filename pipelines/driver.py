@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.checkpoints import open_storage, write_atomically
+from cluster.atomic import write_atomically
+from cluster.checkpoints import open_storage
 from cluster.group import Group
 from cluster.launch import launch
 from cluster.stopping import Stopped

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore, load_tensors, open_storage, read_json, save_tensors, write_json
 from cluster.lock import Lock
 
@@ -197,7 +196,7 @@ def test_a_save_that_finds_the_disk_full_leaves_the_previous_one(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for step in (1, 2):
         with pytest.raises(OSError, match="No space left"):
             store.save(step, some_tensors(2), {})

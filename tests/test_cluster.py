@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoints
 from cluster.checkpoints import CheckpointStore
 from cluster.environment import LOOPBACK
 from cluster.group import Group
@@ -120,7 +119,7 @@ class TestSigterm:
         assert (notice.take(), notice.take()) == (StopRequest.STOP, StopRequest.STOP)
 
     def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cluster.local.pool.GRACE_SECONDS", 1.0)
+        monkeypatch.setattr("cluster.local.pool.SHUTDOWN_GRACE_SECONDS", 1.0)
         begin = time.monotonic()
         assert run(["pay_no_heed"], tmp_path, terminate=True, workers=2) == [STOPPED]
         assert time.monotonic() - begin < 90
@@ -253,27 +252,29 @@ class Killer:
             if self.left < 0:
                 raise Killed
 
-    def write(self, write: Callable[[Path, bytes], None], draw: random.Random) -> Callable[[Path, bytes], None]:
-        """`write`, of which a part may be left."""
+    def write_bytes(self, draw: random.Random) -> Callable[[Path, bytes], int]:
+        """`Path.write_bytes`, which a kill may interrupt after a part of the data."""
+        write = Path.write_bytes
 
-        def partly(path: Path, data: bytes) -> None:
-            write(path, data)
+        def interruptible(path: Path, data: bytes) -> int:
+            written = write(path, data)
             self.left -= 1
             if self.left < 0:
-                written, self.left = self.left, math.inf
-                path.write_bytes(data[: draw.randrange(len(data))])
-                self.left = written
+                left, self.left = self.left, math.inf
+                write(path, data[: draw.randrange(len(data))])
+                self.left = left
                 raise Killed
+            return written
 
-        return partly
+        return interruptible
 
 
 def test_a_thousand_writers_killed_at_any_file_operation_lose_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, killer, acknowledged = random.Random(0), Killer(), 0
-    monkeypatch.setattr(checkpoints, "_write", killer.write(checkpoints._write, draw))
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda descriptor: None)  # a kill loses nothing that was written
+    monkeypatch.setattr(Path, "write_bytes", killer.write_bytes(draw))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill loses nothing that was written
     kills: Counter[int] = Counter()
     for _ in range(1000):
         allowed = killer.left = draw.randrange(40)

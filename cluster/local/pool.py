@@ -19,20 +19,17 @@ from typing import Any
 
 import torch
 
-from cluster.environment import LOOPBACK, environment, thread_variables
+from cluster.environment import LOOPBACK, SHUTDOWN_GRACE_SECONDS, environment, thread_variables
 from cluster.group import Group
 from cluster.local.process import WorkerSpec, serve
 from cluster.outcomes import OutcomeTracker, death_notice
-from cluster.stopping import GRACE_SECONDS, sigterm_notice
+from cluster.stopping import sigterm_notice
 from cluster.worker import STOPPED, Body, OnEvent, Outcome
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """How often the driver looks up from its workers, whether it was asked to stop."""
-
-FAREWELL_SECONDS = 20.0
-"""How long workers that were told to stop may take before they are killed."""
 
 
 def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
@@ -51,7 +48,7 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
             while ledger.unsettled():
                 if asked_to_stop() and stop_by == math.inf:
                     crew.stop()
-                    stop_by = time.monotonic() + GRACE_SECONDS
+                    stop_by = time.monotonic() + SHUTDOWN_GRACE_SECONDS
                 if time.monotonic() > stop_by:
                     break
                 crew.deal()
@@ -198,7 +195,7 @@ class _Team:
     def bury(self) -> tuple[Outcome, bool]:
         """End a team that lost a worker; returns what to say of it, and whether the worker was killed from outside."""
         for rank in self.silent:
-            self.members[rank].process.join(FAREWELL_SECONDS)
+            self.members[rank].process.join(SHUTDOWN_GRACE_SECONDS)
         # One death takes the others along through broken connections: a signal is nearer to the cause than an exit.
         code, rank = min((self.members[rank].process.exitcode or 0, rank) for rank in self.silent)
         self.kill()
@@ -210,7 +207,7 @@ class _Team:
         for member in self.members:
             _send(member, None)
         for member in self.members:
-            member.process.join(FAREWELL_SECONDS)
+            member.process.join(SHUTDOWN_GRACE_SECONDS)
 
     def kill(self) -> None:
         """End the members that are still there."""

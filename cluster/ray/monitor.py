@@ -8,10 +8,11 @@ from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from cluster.environment import SHUTDOWN_GRACE_SECONDS
 from cluster.group import Group
 from cluster.outcomes import OutcomeTracker, death_notice
 from cluster.ray.mailbox import Arrival
-from cluster.stopping import GRACE_SECONDS, StopSignal
+from cluster.stopping import StopSignal
 from cluster.worker import START_AGAIN, STOPPED, OnEvent, Outcome
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Watch:
             now = time.monotonic()
             if asked_to_stop() and stop_by is None:
                 self._desk.stop.remote()
-                stop_by = now + (GRACE_SECONDS if self.arrivals else 0)
+                stop_by = now + (SHUTDOWN_GRACE_SECONDS if self.arrivals else 0)
             if stop_by is not None and now > stop_by:
                 return
             if now > self._next_look:
