@@ -1,4 +1,4 @@
-"""Allocation: from scores to masks. Counts are exact and ties are broken the same way everywhere."""
+"""Allocation: from scores to masks. Counts are exact, and ties are broken in the same way everywhere."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "exponential": lambda density, part: density**part,
     "linear": lambda density, part: 1 - (1 - density) * part,
 }
-"""(final density, part of the rounds that are done) -> density."""
+"""(final density, share of the rounds done) -> density."""
 
 
 def global_topk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
-    """Keep the N - floor(N * sparsity) highest of all N scores, whichever layer they lie in.
+    """Keep the N - floor(N * sparsity) highest of all N scores, over all layers together.
 
     scores: parameter name -> scores of the parameter's shape, higher is kept.
-    sparsity: share removed, in [0, 1). It is taken as the decimal that is written: 0.9 of 10 weights removes 9.
-    Among equal scores the earlier one (parameter order, then flat index) is pruned first.
+    sparsity: share removed, in [0, 1). The decimal number as written counts: 0.9 of 10 weights removes 9.
+    Of equal scores, the earlier one (parameter order, then flat index) is pruned first.
     """
     check_sparsity(sparsity)
     check_finite(scores)
@@ -43,19 +43,16 @@ def global_topk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Mas
 
 
 def per_layer(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
-    """Keep the same share of every layer's scores, N - floor(N * sparsity) in all.
-
-    The share of a layer is rarely a whole number of weights. Rounding is that of `_by_share`.
-    """
+    """Keep the same share of every layer, N - floor(N * sparsity) weights in total. `_by_share` rounds the counts."""
     return _by_share(scores, sparsity, {name: score.numel() for name, score in scores.items()})
 
 
 def erk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
-    """Keep densities after Erdos-Renyi-Kernel (Evci et al., RigL, ICML 2020, arXiv 1911.11134).
+    """Keep the densities of Erdos-Renyi-Kernel (Evci et al., RigL, ICML 2020, arXiv 1911.11134).
 
-    A layer's density is proportional to (out + in + kernel height + kernel width) / (their product), so its count is to
-    the sum of its shape, up to the whole layer; what a full layer cannot take goes to the others in proportion.
-    N - floor(N * sparsity) are kept in all, rounding is that of `_by_share`.
+    A layer's density is proportional to (out + in + kernel height + kernel width) / (their product). Its count is
+    therefore proportional to the sum of its shape, and at most the whole layer; the rest is shared by the other layers
+    in the same proportions. N - floor(N * sparsity) weights are kept in total. `_by_share` rounds the counts.
     """
     return _by_share(scores, sparsity, {name: sum(score.shape) for name, score in scores.items()})
 
@@ -64,16 +61,16 @@ ALLOCATIONS: dict[str, Allocate] = {"global": global_topk, "per_layer": per_laye
 
 
 def _by_share(scores: Mapping[str, Tensor], sparsity: float | Fraction, shares: Mapping[str, int]) -> Masks:
-    """Keep layer counts in proportion to `shares`, at most the whole layer, exact in total.
+    """Keep counts per layer in proportion to `shares`, at most the whole layer, exact in total.
 
-    The r-th best weight of a layer (r = 1, 2...) has the priority share / (r - 1/2), and the highest priorities of all
-    are kept. That is Webster's method of apportionment: counts are nearest to their shares, and a higher sparsity never
-    gives a layer more. Ties go as in `global_topk`.
+    The r-th best weight of a layer (r = 1, 2...) has the priority share / (r - 1/2), and the highest priorities over
+    all layers are kept. This is Webster's method of apportionment: counts are nearest to their shares, and a higher
+    sparsity never gives a layer more. Ties are broken as in `global_topk`.
     """
     check_finite(scores)
     priorities = {}
     for name, score in scores.items():
-        # Ranks from the worst up, so that of equal scores the earlier one gets the worse rank.
+        # Sorted from the lowest up, so that of equal scores the earlier one gets the worse rank.
         order = torch.argsort(score.detach().reshape(-1), stable=True)
         ranks = torch.arange(score.numel(), 0, -1, dtype=torch.float64, device=score.device)
         flat = torch.empty_like(ranks)
@@ -83,10 +80,10 @@ def _by_share(scores: Mapping[str, Tensor], sparsity: float | Fraction, shares: 
 
 
 def remove_lowest(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], num: int) -> Masks:
-    """`masks` with exactly `num` fewer weights: those with the lowest scores among the ones kept so far.
+    """`masks` without the `num` weights that have the lowest scores of those kept so far.
 
-    scores: parameter name -> scores, of the same names and shapes as the masks.
-    Among equal scores the earlier one (parameter order, that of `scores`, then flat index) is removed first.
+    scores: parameter name -> scores, with the names and shapes of the masks.
+    Of equal scores, the earlier one (order of `scores`, then flat index) is removed first.
     """
     check_finite(scores)
     if set(scores) != set(masks):
@@ -95,26 +92,26 @@ def remove_lowest(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], num
     keep = torch.cat([masks[name].reshape(-1) for name in scores]).to(flat.device)
     alive = keep.nonzero().squeeze(1)
     if not 0 <= num <= len(alive):
-        raise ValueError(f"of {len(alive)} weights that are left, {num} cannot be removed")
+        raise ValueError(f"cannot remove {num} weights: only {len(alive)} are left")
     keep[alive[torch.argsort(flat[alive], stable=True)[:num]]] = False
     parts = keep.split([score.numel() for score in scores.values()])
     return Masks({name: part.view(scores[name].shape).clone() for name, part in zip(scores, parts, strict=True)})
 
 
 def rounded_share(num_alive: int, share: float = 0.2) -> int:
-    """round(share * num_alive): how many weights a round of Prune-then-Distill removes (halves go to the even one)."""
+    """round(share * num_alive), halves to even: the number of weights that a round of Prune-then-Distill removes."""
     return round(Fraction(str(share)) * num_alive)
 
 
 def share_rounded_up(num_alive: int, share: float = 0.2) -> int:
-    """ceil(share * num_alive): how many weights a level of the lottery ticket removes."""
+    """ceil(share * num_alive): the number of weights that a round of the lottery ticket removes."""
     return math.ceil(Fraction(str(share)) * num_alive)
 
 
 def rounds_for_ratio(ratio: float, share: float = 0.2) -> int:
-    """How many rounds that each remove `share` of what is left come nearest to removing `ratio` of all.
+    """The number of rounds, each removing `share` of the remaining weights, that comes nearest to removing `ratio`.
 
-    0.36, 0.59 and 0.79 are 2, 4 and 7 rounds of 20 %. Of two equally near numbers the smaller is taken.
+    0.36, 0.59 and 0.79 are 2, 4 and 7 rounds of 20 %. Of two equally near numbers, the smaller one.
     """
     check_sparsity(ratio)
     if not 0 < share < 1:
@@ -136,16 +133,16 @@ def iterate(
     schedule: Schedule = "exponential",
     allocate: Allocate = global_topk,
 ) -> Masks:
-    """Prune in rounds: score what is left of the network, prune a little more, `rounds` times.
+    """Prune in rounds: `rounds` times, score the pruned network and prune some more of it.
 
-    criterion: a function such as `criteria.snip`, or a functools.partial of one. One that takes `masks` scores the
-        pruned network itself; for another a copy of the model is scored whose pruned weights are zero.
+    criterion: a function such as `criteria.snip`, or a functools.partial of one. If it has a parameter `masks`, it
+        scores the pruned network itself; otherwise it scores a copy of the model with the pruned weights set to zero.
     schedule: the density after round t of T is density ** (t / T), or 1 - sparsity * t / T if "linear".
-    allocate: how each round's scores become masks: `global_topk`, `per_layer` or `erk`.
+    allocate: turns the scores of a round into masks: `global_topk`, `per_layer` or `erk`.
 
-    The weights themselves never change. A pruned weight stays pruned unless the criterion declares otherwise (FORCE).
-    Rounds before the last keep ceil(N * density) weights, or what the criterion declares; the last keeps exactly what
-    `allocate` gives for `sparsity`. The model is left as it was.
+    A pruned weight stays pruned unless the criterion declares otherwise (FORCE). Rounds before the last keep
+    ceil(N * density) weights, or what the criterion declares; the last one keeps exactly what `allocate` gives for
+    `sparsity`. The model is not changed.
     """
     score, pruned_return = _scorer(criterion, model, batches, objective), rounds_of(criterion).pruned_return
     masks: Masks | None = None
@@ -159,7 +156,7 @@ def iterate(
 
 
 def check_rounds(rounds: int) -> None:
-    """ValueError unless there is a round."""
+    """ValueError unless there is at least one round."""
     if rounds < 1:
         raise ValueError(f"the number of rounds must be 1 or more, not {rounds}")
 
@@ -167,13 +164,13 @@ def check_rounds(rounds: int) -> None:
 def _sparsities(
     sparsity: float, rounds: int, schedule: Schedule, criterion: Criterion, model: nn.Module
 ) -> list[float | Fraction]:
-    """The sparsity after each round: whole numbers of weights, but for the last, which is the one asked for."""
+    """The sparsity after each round: fractions for whole numbers of weights, then the requested sparsity."""
     check_sparsity(sparsity)
     check_rounds(rounds)
     density = float(1 - Fraction(str(sparsity)))
     density_after = choose("schedule", schedule, SCHEDULES)
     num_weights = sum(w.numel() for w in prunable(model).values())
-    # Rounded, so that a product which is a whole number but for its last bits counts as one.
+    # Rounded, so that a product that is a whole number except for its last bits counts as whole.
     wanted = [round(num_weights * density_after(density, t / rounds), 6) for t in range(1, rounds)]
     kept = [max(1, rounds_of(criterion).num_kept(num)) for num in wanted]
     return [*(Fraction(num_weights - num, num_weights) for num in kept), sparsity]
@@ -182,7 +179,7 @@ def _sparsities(
 def _scorer(
     criterion: Criterion, model: nn.Module, batches: Sequence[Batch], objective: Objective
 ) -> Callable[[Masks | None], Mapping[str, Tensor]]:
-    """A function from the masks so far to the scores of the network that they leave."""
+    """A function from the masks so far to the scores of the network that they prune."""
     if "masks" in inspect.signature(criterion).parameters:
         return lambda masks: criterion(model, batches, objective, masks=masks)
 
@@ -208,7 +205,7 @@ def check_sparsity(sparsity: float | Fraction) -> None:
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """ValueError that names the layers whose scores cannot be ranked."""
+    """ValueError that names the layers with scores that are not a number."""
     if not scores:
         raise ValueError("there are no scores to allocate")
     wrong = [name for name, score in scores.items() if torch.isnan(score).any()]

@@ -1,4 +1,4 @@
-"""Artefact: a finished network as arch.json + model.safetensors, loaded without method code and without pickle."""
+"""Artefact: a finished network as arch.json and model.safetensors. Loading needs no method code and no pickle."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 from compression import models, slicing
 
 FORMAT = 2
-"""2 added "layers": of a compacted network, the layers that are smaller than the architecture's own."""
+"""Format 2 added "layers": the layers of a compacted network that are smaller than in its architecture."""
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
     """Write `model` into `folder`, which must exist.
 
-    The model was made by `compression.models.build`, and perhaps made smaller by `compression.compaction.compact`.
-    Errors: ValueError for another network, which nothing could build again.
+    ValueError unless the model was made by `compression.models.build` (and perhaps made smaller by
+    `compression.compaction.compact`): nothing else could be built again.
     """
     folder = Path(folder)
     architecture = vars(model).get("arch")
     if architecture is None:
         raise ValueError(
-            f"this {type(model).__name__} does not say how it is built: make it by compression.models.build"
+            f"this {type(model).__name__} does not say how it is built: make it with compression.models.build"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
@@ -34,20 +34,20 @@ def save(model: nn.Module, folder: Path | str) -> None:
 
 
 def load(folder: Path | str) -> nn.Module:
-    """The network that was saved in `folder` (or whose model.safetensors is named), in eval mode on the CPU.
+    """The network saved in `folder` (or in the folder of the given file), in eval mode on the CPU.
 
-    Each tensor keeps the precision it was saved in. Errors: FileNotFoundError for a missing file, ValueError for
-    another format, or a layer that the architecture does not have.
+    Each tensor has the precision in which it was saved. Errors: FileNotFoundError for a missing file; ValueError for an
+    unknown format, or for a layer that the architecture does not have.
     """
     folder = Path(folder)
     folder = folder.parent if folder.suffix in (".safetensors", ".json") else folder
     for name in ("arch.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}: name the folder of a finished run")
+            raise FileNotFoundError(f"{folder} contains no {name}: give the folder of a finished run")
     description = json.loads((folder / "arch.json").read_text())
     if description.get("format") not in range(1, FORMAT + 1):
         raise ValueError(
-            f"{folder}/arch.json has format {description.get('format')!r}; this version reads 1 to {FORMAT}"
+            f"{folder}/arch.json has format {description.get('format')!r}; this version reads formats 1 to {FORMAT}"
         )
     state = load_file(folder / "model.safetensors")
     model = build(description["architecture"])
@@ -59,13 +59,13 @@ def load(folder: Path | str) -> nn.Module:
 
 
 def build(architecture: dict[str, Any]) -> nn.Module:
-    """The network that an arch.json describes, with random weights: the architecture, then its layers made smaller."""
+    """The network that an arch.json describes, with random weights: its architecture, with some layers smaller."""
     layers = architecture.get("layers", {})
     model = models.build(**{key: value for key, value in architecture.items() if key != "layers"})
     present = slicing.shapes(model)
     unknown = [name for name in layers if name not in present]
     if unknown:
-        raise ValueError(f"{architecture['name']} has no layer {', '.join(unknown)} that could be made smaller")
+        raise ValueError(f"{architecture['name']} has no layer {', '.join(unknown)}, which arch.json describes")
     for name, shape in layers.items():
         slicing.resize(model.get_submodule(name), shape)
     vars(model)["arch"] = architecture

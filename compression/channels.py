@@ -1,4 +1,4 @@
-"""Channels: the groups in which a network's channels can be removed, proven by removing some."""
+"""Channels: the groups of a network's channels that can be removed, verified by removing some."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from compression import operators, slicing
 from compression.dependencies import Group, trace
 
 TOLERANCE = 1e-9
-"""Largest difference of outputs in float64, relative to the largest output (or to 1)."""
+"""Largest allowed difference of outputs in float64, relative to the largest output or 1."""
 
 
 def channel_groups(model: nn.Module, input_shape: Sequence[int] | Tensor) -> list[Group]:
-    """The groups of channels of `model`, which stays as it is; the logits are in none.
+    """The groups of channels of `model`, which is not changed. The logits are in no group.
 
     input_shape: (C, H, W), or example images (N, C, H, W).
-    The groups are proven before they are returned: with other weights and about half of the channels removed, a
-    smaller network gives the same outputs. Errors: ValueError that names the operator, module or group that stands in
-    the way, or says that there is nothing to remove.
+    The groups are verified: with random weights, a network without about half of the channels gives the same outputs as
+    one that does not read them. Errors: ValueError that names the operator, module or group that is not supported, or
+    says that there is nothing to remove.
     """
     images = example_images(model, input_shape)
     operators.check(model, images)
@@ -32,7 +32,7 @@ def channel_groups(model: nn.Module, input_shape: Sequence[int] | Tensor) -> lis
 
 
 def example_images(model: nn.Module, input_shape: Sequence[int] | Tensor, num: int = 2, seed: int = 0) -> Tensor:
-    """`num` random images in the model's precision and on its device, always the same ones."""
+    """`num` random images in the model's precision and on its device; the same seed gives the same images."""
     shape = input_shape.shape[1:] if isinstance(input_shape, Tensor) else input_shape
     if len(shape) != 3:
         raise ValueError(f"input_shape is (C, H, W) of one image, or images (N, C, H, W), not {tuple(input_shape)}")
@@ -42,10 +42,10 @@ def example_images(model: nn.Module, input_shape: Sequence[int] | Tensor, num: i
 
 
 def prove(model: nn.Module, groups: Sequence[Group], images: Tensor) -> None:
-    """ValueError that names the groups whose channels cannot be removed as they are described.
+    """ValueError that names the groups that are wrong.
 
-    A copy with random weights (a real one's zeros could hide a mistake), of which about half of each group's channels
-    is read by nobody, must give the same outputs as the same copy without those channels.
+    Two copies with the same random weights (zeros in the model's own weights could hide a mistake) must give the same
+    outputs: one in which no layer reads about half of each group's channels, and one without these channels.
     """
     draw = torch.Generator().manual_seed(0)
     probe = _randomised(model, draw)
@@ -59,8 +59,8 @@ def prove(model: nn.Module, groups: Sequence[Group], images: Tensor) -> None:
     wrong = [group.name for group in groups if not _removable(probe, [group], kept, images)]
     raise ValueError(
         f"the channels of {type(model).__name__} cannot be removed one by one: without some of those made by "
-        f"{', '.join(wrong) or 'all its layers'} its outputs are other than they should be. Choose another network, or "
-        "prune weights without removing channels"
+        f"{', '.join(wrong) or 'all its layers'} its outputs are wrong. Choose another network, or prune weights "
+        "without removing channels"
     )
 
 
@@ -71,12 +71,12 @@ def _removable(probe: nn.Module, groups: Sequence[Group], kept: slicing.Kept, im
     try:
         with torch.no_grad():
             return difference(whole(images), small(images)) <= TOLERANCE
-    except (RuntimeError, IndexError):  # sizes that do not fit together
+    except (RuntimeError, IndexError):  # the shapes do not fit
         return False
 
 
 def _randomised(model: nn.Module, draw: torch.Generator) -> nn.Module:
-    """A copy in float64 and eval mode with random weights that let every channel matter."""
+    """A copy in float64 and eval mode with random weights, so that every channel changes the outputs."""
     probe = copy.deepcopy(model).double().eval()
 
     def fill(tensor: Tensor, values: Tensor) -> None:
@@ -97,7 +97,7 @@ def _randomised(model: nn.Module, draw: torch.Generator) -> nn.Module:
 
 
 def difference(outputs: Tensor, others: Tensor) -> float:
-    """The largest difference, relative to the largest output, or to 1 if that is more. Infinite for other shapes."""
+    """The largest difference, relative to the largest of `outputs` or 1; infinite for different shapes or nan."""
     if outputs.shape != others.shape:
         return float("inf")
     found = float((outputs - others).abs().max() / outputs.abs().max().clamp(min=1))

@@ -1,8 +1,8 @@
-"""Compaction: a pruned network -> a really smaller one with the same outputs.
+"""Compaction: a pruned network -> a smaller network with the same outputs.
 
-Removed are the channels that gates have closed, and those that masks left dead: channels that hold nothing of the
-input, or that nothing on the way to the output reads. A channel that holds nothing of the input may still hold a
-constant, from a bias or a BatchNorm's shift; it is folded into the layers that read it.
+It removes the channels that gates have closed, and the channels that masks have made dead: they do not depend on the
+network's input, or its output does not depend on them. A channel that does not depend on the input may still hold a
+constant, from a bias or a BatchNorm's shift. The constant is folded into the layers that read it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from compression.channels import TOLERANCE, difference, example_images
 from compression.dependencies import Group, Member, trace
 from compression.liveness import Liveness, liveness
 from compression.models.resnet_cifar import ChannelShortcut
+from compression.modules import is_channels_last
 from compression.operators import check
 
 
 def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32)) -> nn.Module:
-    """`model` without its closed and its dead channels, as a new network of plain layers; `model` stays as it was.
+    """`model` without its closed and dead channels, as a new network of plain layers. `model` is not changed.
 
     input_shape: (C, H, W), or example images (N, C, H, W).
-    Precision, device, memory format and train or eval mode are the model's. A group whose channels are all dead keeps
-    one of them. The outputs are compared, in eval mode and float64, before the network is returned.
-    Errors: ValueError that names an operator or module through which channels cannot be followed, a gate that is half
-    open, and the difference if the outputs differ.
+    Precision, device, memory format and train or eval mode are the model's. A group with only dead channels keeps one
+    of them. The outputs are compared in eval mode and float64 before the network is returned.
+    Errors: ValueError that names an unsupported operator or module, or a half-open gate, or that gives the difference
+    if the outputs differ.
     """
     original = copy.deepcopy(model).double().eval()
     original.zero_grad()
@@ -51,7 +52,7 @@ def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32))
 
 
 def _alive(group: Group, model: nn.Module, found: Liveness) -> Tensor:
-    """bool (num_channels,): the channels that must stay as they are."""
+    """bool (num_channels,): the channels that must stay."""
     alive = torch.zeros(group.num_channels, dtype=torch.bool)
     for member in group.consumers:
         values = found.constant[member.layer].cpu()
@@ -64,10 +65,11 @@ def _alive(group: Group, model: nn.Module, found: Liveness) -> Tensor:
 
 
 def _fold(group: Group, model: nn.Module, found: Liveness, kept: Tensor) -> None:
-    """Hand the constants of the channels that are about to go to the layers that read them.
+    """Fold the constants of the channels to be removed into the layers that read them.
 
-    Where zeros are padded to what a convolution reads, a constant is none at the border and no bias replaces it. There
-    one channel of constants stays (in `kept`), and its weights take over the others', scaled.
+    A convolution with zero padding reads zeros at the border in place of a constant, so a bias cannot replace it.
+    There one constant channel stays (in `kept`, changed in place), and the scaled weights of the others are added to
+    its weights.
     """
     constants = {
         member.layer: _constants(member, found, ~kept)
@@ -101,7 +103,7 @@ def _fold(group: Group, model: nn.Module, found: Liveness, kept: Tensor) -> None
 
 
 def _constants(member: Member, found: Liveness, of: Tensor) -> Tensor:
-    """(inputs of the member's layer,): what it reads of the channels chosen by `of`; 0 elsewhere."""
+    """(inputs of the member's layer,): the constants that it reads from the channels `of`; 0 elsewhere."""
     values = torch.zeros_like(found.constant[member.layer])
     places = torch.tensor(member.indices)[of].flatten().to(values.device)
     read = found.read[member.layer][places]
@@ -110,10 +112,10 @@ def _constants(member: Member, found: Liveness, of: Tensor) -> Tensor:
 
 
 def _folds_into_bias(layer: nn.Module) -> bool:
-    """Whether a constant input adds the same to every output position."""
+    """Whether a constant input adds the same value at every output position."""
     if isinstance(layer, nn.Linear):
         return True
-    # A subclass may pad by itself.
+    # A subclass may do its own padding.
     plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return plain and (layer.padding_mode != "zeros" or not any(layer.padding))  # type: ignore[arg-type]
 
@@ -125,13 +127,13 @@ def _compare(original: nn.Module, small: nn.Module, input_shape: Sequence[int] |
         found = difference(original(images), small(images))
     if not found <= TOLERANCE:
         raise ValueError(
-            f"{type(original).__name__} without its dead channels gives other outputs: they differ by {found:.3g} "
-            f"of the largest, more than {TOLERANCE:g}"
+            f"{type(original).__name__} without its dead channels gives different outputs: they differ by {found:.3g} "
+            f"of the largest output, more than {TOLERANCE:g}"
         )
 
 
 def _restore(small: nn.Module, model: nn.Module) -> None:
-    """Give `small`, in place, the precision, the memory format and the modes of `model`."""
+    """Give `small`, in place, the precision, memory format and modes of `model`."""
     modes: Mapping[str, nn.Module] = dict(model.named_modules())
     weights = {name.replace(".parametrizations.weight.original", ".weight"): p for name, p in model.named_parameters()}
     tensors = {**weights, **dict(model.named_buffers())}
@@ -142,10 +144,5 @@ def _restore(small: nn.Module, model: nn.Module) -> None:
             like = tensors.get(f"{name}.{key}" if name else key, tensors.get(f"{name}.weight" if name else "weight"))
             if tensor is not None and tensor.is_floating_point() and like is not None:
                 tensor.data = tensor.data.to(like.dtype)
-    if any(is_channels_last(weight) for weight in weights.values()):
+    if is_channels_last(model):
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def is_channels_last(weight: Tensor) -> bool:
-    """Whether a convolution's weight lies in memory channels last, and could lie otherwise."""
-    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -1,19 +1,17 @@
-"""Cost: what a network weighs, what a forward pass and a training step take, how fast it is, how much memory it needs.
+"""Cost: parameters, operations of a forward pass and of a training step, latency and peak memory of a network.
 
 A multiply-accumulate (MAC) is one multiplication and one addition: two floating-point operations (FLOPs).
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
 import functools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from compression.batch import Batch
 from compression.masks import PRUNABLE_LAYERS
+from compression.modules import in_mode, is_channels_last
 from compression.objectives.base import Objective
 
 T = TypeVar("T")
@@ -32,11 +31,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network weighs and what one forward pass of one image takes.
+    """The size of a network and the cost of a forward pass of one image.
 
     params: all parameters. nonzero_params: those that are not exactly zero.
     macs: multiply-accumulates of convolutions and linear layers (no bias, BatchNorm, activation or pooling).
-    effective_macs: those whose weight is not zero: what a perfect sparse kernel would do. Dense kernels do `macs`.
+    effective_macs: those with a non-zero weight, as in a perfect sparse kernel. Dense kernels execute all `macs`.
     """
 
     params: int
@@ -52,7 +51,7 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs, effective
         weight = module.get_parameter("weight")
-        # A weight is used once per output position: (C, positions...) for convolutions, (K,) for linear layers.
+        # Each weight is used once per output position: (C, positions...) for convolutions, (K,) for linear layers.
         positions = output[0].numel() // weight.shape[0]
         macs += weight.numel() * positions
         effective += int(weight.count_nonzero()) * positions
@@ -60,7 +59,7 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, PRUNABLE_LAYERS)]
     example = next(model.parameters())
     try:
-        with _eval_mode(model), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             model(torch.zeros(1, *input_shape, dtype=example.dtype, device=example.device))
     finally:
         for hook in hooks:
@@ -74,34 +73,22 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     )
 
 
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and give each its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 IMAGES = 2
-"""Images of the step that `training_flops` runs: the least for which BatchNorm in train mode has statistics."""
+"""Images of the step that `training_flops` runs: the fewest for which BatchNorm in train mode has statistics."""
 
 
 def training_flops(model: nn.Module, objective: Objective, batch: Batch) -> float:
-    """FLOPs of one training step for one image: all forwards that `objective` makes, its teacher's too, and backward.
+    """FLOPs of one training step for one image: all forward passes of `objective`, its teacher's too, and backward.
 
-    Counted (see `count_flops`) while a step runs on copies of model and objective with the first images of `batch`,
-    which is where the model is and in its precision: model, memory, hooks and random numbers stay as they are. The
-    optimiser's own operations, element-wise, are not counted.
+    A step runs on copies of model and objective with the first images of `batch`, which has the model's device and
+    precision (see `count_flops`). Model, objective, hooks and random numbers are not changed. The optimiser's
+    element-wise operations are not counted.
 
-    It is the second step that counts: DLB has no last batch in the first. A KD with a cache counts as one that still
-    fills it, teacher's forward and all.
+    The second step is counted, since DLB has no previous batch in the first. KD with a cache is counted as in the first
+    epoch, when the teacher still runs.
     """
-    few = _first(batch, IMAGES)
-    # Together: an objective may hold parts of the model. A compiled model's copy is not compiled.
+    few = batch.part(0, IMAGES)
+    # Copied together, since an objective may refer to parts of the model. The copy of a compiled model is not compiled.
     model, objective = copy.deepcopy((model, objective))
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -117,21 +104,16 @@ def training_flops(model: nn.Module, objective: Objective, batch: Batch) -> floa
     return flops / len(few)
 
 
-def _first(batch: Batch, num: int) -> Batch:
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(batch, **{name: value[:num] for name, value in values.items() if value is not None})
-
-
 def count_flops(fn: Callable[[], T]) -> tuple[T, int]:
-    """(result of `fn`, FLOPs of what it executed in this thread, backward passes included).
+    """(result of `fn`, FLOPs that it executed in this thread, backward passes included).
 
-    Counted are convolutions, matrix products and attention, 2 for a multiply-accumulate, dense whatever the values;
-    not element-wise operations, normalisation or pooling. A network in `torch.compile` is out of sight: give the
-    original.
+    Convolutions, matrix products and attention count, with 2 FLOPs per multiply-accumulate, zero weights included.
+    Element-wise operations, normalisation and pooling do not. A network compiled by `torch.compile` cannot be counted:
+    use the original.
     """
     counter = _Counter()
     fused = torch.backends.mha.get_fastpath_enabled()
-    # The fused kernel of nn.MultiheadAttention is one operation without a formula.
+    # The fused kernel of nn.MultiheadAttention is one operation, for which there is no formula.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with counter:
@@ -154,7 +136,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         formula = FORMULAS.get(func.overloadpacket)
         if formula is None and _is_composite(func):
-            # In inference mode operations arrive whole (linear) that are made of others (addmm).
+            # In inference mode, composite operations (linear) arrive undivided; their parts (addmm) have formulas.
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -183,7 +165,7 @@ def _convolution_backward(
     *,
     out_val: Any,
 ) -> int:
-    """As many as the forward pass for each gradient, of images and of weight (PyTorch's formula forgets the groups)."""
+    """As many as the forward pass for each gradient, of images and of weight (PyTorch's formula ignores groups)."""
     positions = math.prod((images if transposed else grad_output).shape[2:])
     return 2 * len(images) * positions * weight.numel() * sum(output_mask[:2])
 
@@ -197,7 +179,7 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
         _aten._scaled_dot_product_flash_attention_backward
     ],
 }
-"""Operation -> FLOPs from its arguments and result: PyTorch's own, and those that it lacks or has wrong."""
+"""Operation -> FLOPs from its arguments and result: PyTorch's formulas, with corrections and additions."""
 
 
 def latency(
@@ -208,45 +190,37 @@ def latency(
 ) -> dict[int, float]:
     """Batch size -> median seconds of one forward pass, in eval mode, on the model's device and in its precision.
 
-    input_shape: (C, H, W). seconds: to spend on each batch size; at least 3 passes are timed, after one that is not.
-    The images lie in memory as the model's weights do (channels_last or not). Threads are the process's.
+    input_shape: (C, H, W). seconds: to spend on each batch size; at least 3 passes are timed, after a warm-up pass.
+    The images have the memory format of the weights (channels_last or not). The number of threads is not changed.
     """
     example = next(model.parameters())
-    layout = torch.channels_last if _is_channels_last(model) else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(model) else torch.contiguous_format
     draw = torch.Generator().manual_seed(0)
     found = {}
-    with _eval_mode(model), torch.inference_mode():
+    with in_mode(model, training=False), torch.inference_mode():
         for size in batch_sizes:
             images = torch.randn(size, *input_shape, generator=draw).to(example).contiguous(memory_format=layout)
             model(images)
-            _wait(example.device)
+            _synchronise(example.device)
             timings: list[float] = []
             while len(timings) < 3 or sum(timings) < seconds:
                 start = time.perf_counter()
                 model(images)
-                _wait(example.device)
+                _synchronise(example.device)
                 timings.append(time.perf_counter() - start)
             found[size] = statistics.median(timings)
     return found
 
 
-def _is_channels_last(model: nn.Module) -> bool:
-    """Whether a convolution's weight lies in memory channels last (and could lie otherwise)."""
-    return any(
-        p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-        for p in model.parameters()
-    )
-
-
-def _wait(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Bytes: the most that tensors took on a CUDA device, or on the CPU that this whole process took (resident).
+    """Peak memory in bytes since `reset_peak_memory`, or since the process began.
 
-    Since `reset_peak_memory`, or else since the process began.
+    On a CUDA device that of its tensors, on the CPU the resident memory of the whole process.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -254,17 +228,16 @@ def peak_memory(device: torch.device | str) -> int:
     if STATUS.exists():
         [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
-    import resource  # no part of Python on Windows
+    import resource  # not part of Python on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak_memory(device: torch.device | str) -> bool:
-    """Let `peak_memory` start again from what is in use now; whether that could be done.
+    """Reset `peak_memory` to the memory in use now; returns whether this was possible.
 
-    On the CPU the kernel is asked by /proc/self/clear_refs, which containers and other systems than Linux may not
-    offer. If it could not be done, peak memory is the process's since its start: right for the first run in a process,
-    an upper bound for later ones.
+    On the CPU this writes to /proc/self/clear_refs, which containers and systems other than Linux may lack. Peak memory
+    then counts from the start of the process: right for its first run, an upper bound for later ones.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Dependencies: which of a network's channels can only be removed together, by torch-pruning's dependency graph.
+"""Dependencies: which channels of a network must be removed together, from torch-pruning's dependency graph.
 
 A channel is made by some layers (their outputs), carried by others (BatchNorm, grouped convolutions) and read by the
-next (their inputs). Two that are added or multiplied, say in a residual stream, are one and the same channel here. The
+next layers (their inputs). Channels that are added or multiplied, as in a residual stream, count as one channel. The
 channels that the same layers make, carry and read form a group (Fang et al., CVPR 2023, arXiv 2301.12900).
 """
 
@@ -21,18 +21,18 @@ from compression.models.resnet_cifar import ChannelShortcut
 
 Side = Literal["in", "out"]
 At = tuple[str, Side]
-"""A layer and one of its two sides."""
+"""(layer name, one of its two sides)."""
 Layers = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One side of a layer, as far as a group's channels lie there.
+    """The channels of a group on one side of a layer.
 
-    layer: the module's name. side: its inputs or its outputs (of BatchNorm always "out").
-    indices: for each channel of the group, its places on that side; several behind a flattening or in a grouped
+    layer: the module's name. side: its inputs or its outputs (for BatchNorm always "out").
+    indices: for each channel of the group, its positions on that side; several after flattening or in a grouped
     convolution.
-    carried: the layer hands each channel on by itself (BatchNorm, grouped convolutions) and keeps its outputs to it.
+    carried: the layer maps each channel to itself (BatchNorm, grouped convolutions).
     """
 
     layer: str
@@ -43,9 +43,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that the same layers make, carry and read; each can be removed by itself.
+    """Channels that the same layers make, carry and read. Each of them can be removed by itself.
 
-    name: the layer that comes first among those that make them (with a "+" if an earlier group has that name).
+    name: the first of the layers that make the channels (with a "+" if an earlier group has that name).
     """
 
     name: str
@@ -57,20 +57,20 @@ class Group:
 
     @property
     def producers(self) -> list[Member]:
-        """The outputs of the layers that make the channels: convolutions, linear layers, option A's shortcuts."""
+        """Outputs of the layers that make the channels: convolutions, linear layers, option A's shortcuts."""
         return [member for member in self.members if member.side == "out" and not member.carried]
 
     @property
     def consumers(self) -> list[Member]:
-        """The inputs of the layers that read them."""
+        """Inputs of the layers that read the channels."""
         return [member for member in self.members if member.side == "in" and not member.carried]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
-        return self  # it is long and never changes
+        return self  # long and immutable
 
 
 def trace(model: nn.Module, images: Tensor) -> list[Group]:
-    """The groups as torch-pruning sees them, unproven. ValueError if none is found."""
+    """The groups as torch-pruning finds them, not yet verified. ValueError if there is none."""
     model = copy.deepcopy(model).eval().requires_grad_()
     layers: Layers = {n: module for n, module in model.named_modules() if isinstance(module, operators.LAYERS)}
     links = _Links()
@@ -80,28 +80,28 @@ def trace(model: nn.Module, images: Tensor) -> list[Group]:
             _join_blocks(links, name, module)
     groups = _gather(links, layers)
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no channel that could be removed: only its inputs and its logits")
+        raise ValueError(f"{type(model).__name__} has no channel that can be removed: only its inputs and logits")
     return groups
 
 
 def is_grouped(module: nn.Module) -> bool:
-    """Whether the module is a convolution whose outputs each see a part of the inputs (depthwise or in groups)."""
+    """Whether the module is a grouped or depthwise convolution."""
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
 
 
 OUTPUT: At = ("", "out")
-"""Where the logits go."""
+"""The logits."""
 
 
 def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tensor) -> None:
-    """Join the places that hold the same channel."""
+    """Join the positions that hold the same channel."""
     import torch_pruning
     from torch_pruning.ops import _OutputOp
 
     class ShortcutPruner(torch_pruning.function.BasePruningFunc):
-        """To torch-pruning, option A's shortcut is a layer that reads some channels and makes others.
+        """Declares option A's shortcut as a layer that reads some channels and makes others.
 
-        Left to itself it takes the shortcut's operators for element-wise ones and couples what it should not.
+        Otherwise torch-pruning treats its operators as element-wise and couples unrelated channels.
         """
 
         TARGET_MODULES = ChannelShortcut  # type: ignore[assignment]
@@ -144,7 +144,7 @@ def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tenso
 
 
 def _join_blocks(links: _Links, name: str, module: Any) -> None:
-    """Inputs and outputs of each group of a convolution can only go together."""
+    """The inputs and outputs of each group of a convolution are removed together."""
     first = torch.arange(module.groups) * (module.in_channels // module.groups)
     sides: dict[Side, int] = {"in": module.in_channels, "out": module.out_channels}
     for side, num in sides.items():
@@ -152,7 +152,7 @@ def _join_blocks(links: _Links, name: str, module: Any) -> None:
 
 
 def _gather(links: _Links, layers: Layers) -> list[Group]:
-    """Channels with the same layers form a group; those that reach the output or have no reader are left out."""
+    """Channels with the same layers form a group. Channels that are logits, or that no layer reads, are left out."""
     order = {name: number for number, name in enumerate(layers)}
     families: dict[tuple[tuple[str, Side, int], ...], list[dict[At, list[int]]]] = {}
     for channel in links.sets():
@@ -173,7 +173,7 @@ def _gather(links: _Links, layers: Layers) -> list[Group]:
             for layer, side, _ in family
         )
         name = next((m.layer for m in members if m.side == "out" and not m.carried), "")
-        while name in groups:  # a layer's outputs need not all lie in one group
+        while name in groups:  # a layer's outputs may belong to several groups
             name += "+"
         group = Group(name, members)
         if group.producers and group.consumers:
@@ -182,21 +182,21 @@ def _gather(links: _Links, layers: Layers) -> list[Group]:
 
 
 class _Links:
-    """Which places, on the sides of layers, hold the same channel."""
+    """A union-find over positions on the sides of layers: which of them hold the same channel."""
 
     def __init__(self) -> None:
         self.sides: dict[At, int] = {}
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def join(self, at: At, places: Sequence[int] | Tensor, other: At, others: Sequence[int] | Tensor) -> None:
-        """Each of `places` on one side holds the same channel as its counterpart among `others` on another."""
+        """Each of `places` on one side holds the same channel as its counterpart in `others` on the other side."""
         self.pairs.append((self._numbers(at, places), self._numbers(other, others)))
 
     def _numbers(self, at: At, places: Sequence[int] | Tensor) -> Tensor:
         return self.sides.setdefault(at, len(self.sides)) * MOST + torch.as_tensor(places, dtype=torch.int64)
 
     def sets(self) -> list[dict[At, list[int]]]:
-        """The channels: for each the sides on which it lies, and where there."""
+        """The channels: each as its positions on each side."""
         ones, others = (torch.cat(numbers) for numbers in zip(*self.pairs, strict=True))
         numbers, places = torch.unique(torch.cat([ones, others]), return_inverse=True)
         ones, others = places.chunk(2)
@@ -214,4 +214,4 @@ class _Links:
 
 
 MOST = 1 << 32
-"""More places than a layer has on one side."""
+"""More positions than a layer has on one side."""

@@ -1,4 +1,4 @@
-"""Diagnostics: how right a classifier is, and how sure of it."""
+"""Diagnostics: how accurate and how confident a classifier is."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from compression.objectives.base import full_precision
 
 
 def prediction_statistics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Sums over the batch, so that batches and workers can be added up before they are divided by the samples.
+    """Sums over the batch: add them up over batches and workers, then divide by the number of samples.
 
     logits: (N, K). labels: (N,) int64. Returns float64 scalars on the logits' device:
-    correct: samples whose largest logit is the label's. cross_entropy: with the label, in nats.
+    correct: samples with the largest logit on the label. cross_entropy: with the label, in nats.
     entropy: of the softmax, in nats, between 0 and log K. max_probability: the largest entry of the softmax.
 
-    The last two tell how soft a teacher is: one reading of why a pruned teacher may teach better (Park and No, arXiv
-    2109.14960) is that its softer answers regularise; they are recorded so that it can be looked at.
+    The last two show how soft a teacher's outputs are. One explanation why a pruned teacher may teach better (Park and
+    No, arXiv 2109.14960) is that its softer outputs regularise the student.
     """
     logits = full_precision(logits)
     probabilities = F.softmax(logits, dim=1)

@@ -1,6 +1,6 @@
-"""Export: a finished network as a torch.export archive (.pt2) or as ONNX, for any batch size, checked before it counts.
+"""Export: a finished network as a torch.export archive (.pt2) or as ONNX, for any batch size. The file is then checked.
 
-python -m compression.export RUN_FOLDER --onnx FILE writes what a runtime without this repository can run.
+python -m compression.export RUN_FOLDER --onnx FILE writes a file that runs without this repository.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from compression import artifact
-from compression.channels import example_images
+from compression.channels import difference, example_images
 
 BATCH_SIZES = (1, 2, 5)
-"""Images per forward pass with which a written file is checked."""
+"""Numbers of images with which a written file is checked."""
 TOLERANCE = 1e-4
-"""Largest difference of outputs, relative to the largest output (or to 1); runtimes add in another order in float32."""
+"""Largest allowed difference of outputs, relative to the largest output or 1: runtimes sum float32 in another order."""
 
 
 def to_torch_export(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
-    """Write `model` in eval mode to `path` (.pt2) for batches of any size; the largest difference found (relative).
+    """Write `model` in eval mode to `path` (.pt2) for batches of any size; returns the largest relative difference.
 
-    input_shape: (C, H, W). The file is read by `torch.export.load(path).module()`. Weights keep their precision.
-    Errors: ValueError with the difference if what was written gives other outputs, or for another ending of the path.
+    input_shape: (C, H, W). `torch.export.load(path).module()` reads the file. Weights keep their precision.
+    Errors: ValueError with the difference if the file gives different outputs, or for another suffix of the path.
     """
     path = _with_ending(path, ".pt2")
     model = copy.deepcopy(model).cpu().eval()
@@ -43,10 +43,10 @@ def to_torch_export(model: nn.Module, input_shape: Sequence[int], path: Path | s
 
 
 def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
-    """Write `model` in eval mode to `path` (.onnx) for batches of any size; the largest difference found (relative).
+    """Write `model` in eval mode to `path` (.onnx) for batches of any size; returns the largest relative difference.
 
-    input_shape: (C, H, W). The input is "images" (N, C, H, W), the output "logits" (N, K), both float32, as are the
-    weights. onnxruntime runs the file for the check. Errors: as for `to_torch_export`.
+    input_shape: (C, H, W). The input is "images" (N, C, H, W), the output "logits" (N, K). Both are float32, as are the
+    weights. The check runs the file with onnxruntime. Errors: as for `to_torch_export`.
     """
     import onnxruntime
 
@@ -87,7 +87,7 @@ def _batch() -> dict[int, torch.export.Dim]:
 
 
 def _check(model: nn.Module, written: Callable[[Tensor], Tensor], input_shape: Sequence[int], path: Path) -> float:
-    """The largest difference between the model and what was written, over several batch sizes."""
+    """The largest relative difference between the model and the written file, over several batch sizes."""
     worst = 0.0
     for size in BATCH_SIZES:
         images = example_images(model, input_shape, num=size, seed=size)
@@ -95,19 +95,18 @@ def _check(model: nn.Module, written: Callable[[Tensor], Tensor], input_shape: S
             expected, found = model(images), written(images)
         if found.shape != expected.shape:
             raise ValueError(f"{path} gives {tuple(found.shape)} for {size} images, not {tuple(expected.shape)}")
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-        if not difference <= TOLERANCE:
+        worst = max(worst, difference(expected, found))
+        if worst > TOLERANCE:
             raise ValueError(
-                f"{path} does not agree with the {type(model).__name__} it was made from: for {size} images "
-                f"outputs differ by {difference:.3g} of the largest, more than {TOLERANCE:g}"
+                f"{path} does not agree with the {type(model).__name__} from which it was made: for {size} images "
+                f"the outputs differ by {worst:.3g} of the largest output, more than {TOLERANCE:g}"
             )
-        worst = max(worst, difference)
     return worst
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' reports of progress, which go to stdout, to loggers and to warnings."""
+    """Suppress the exporters' progress reports on stdout, in loggers and in warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Write the network of a finished run for other runtimes, and check that it gives the same outputs.",
         epilog="Example: python -m compression.export storage/runs/IDENTITY --onnx resnet20.onnx --input-shape 3 32 32",
     )
-    parser.add_argument("run", type=Path, help="folder that holds arch.json and model.safetensors")
+    parser.add_argument("run", type=Path, help="folder with arch.json and model.safetensors")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX here (.onnx), for onnxruntime and others")
     parser.add_argument("--torch-export", type=Path, metavar="FILE", help="write a torch.export archive here (.pt2)")
     parser.add_argument(

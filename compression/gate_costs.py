@@ -1,4 +1,4 @@
-"""What a network costs, as a function of how many channels each of its groups has."""
+"""The cost of a network as a function of the number of channels in each group."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from compression.masks import PRUNABLE_LAYERS
 
 
 def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -> tuple[Tensor, Tensor]:
-    """(MACs, parameters) of `model` as float64 matrices (1 + num_groups, 1 + num_groups).
+    """(MACs, parameters) of `model` as float64 matrices Q of shape (1 + num_groups, 1 + num_groups).
 
-    A layer costs the product of the channels on its two sides. So with s = (1, channels of the first group, of the
-    second...) a cost is s'Qs. images: (N, C, H, W), for one forward pass, which tells how often weights are used.
+    A layer's cost is proportional to the product of its numbers of input and output channels. So with
+    s = (1, channels of the first group, of the second...), the cost of the network is s'Qs.
+    images: (N, C, H, W), for one forward pass that counts how often weights are used.
     """
     layers = dict(model.named_modules())
     sides: dict[tuple[str, str], Tensor] = {}
@@ -55,16 +56,16 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
 
 
 def _positions(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Layer -> how often its weights are used for one image."""
+    """Layer -> how often each of its weights is used for one image."""
     found: dict[str, int] = {}
 
-    def note(name: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         return lambda layer, _, output: found.update({name: output[0].numel() // slicing.width(layer, "out")})
 
     model = copy.deepcopy(model).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, PRUNABLE_LAYERS):
-            layer.register_forward_hook(note(name))
+            layer.register_forward_hook(record(name))
     with torch.no_grad():
         model(images[:1])
     return found

@@ -1,8 +1,8 @@
 """PDD's channel gates (Dan et al., Cognitive Computation 16, 2024, doi 10.1007/s12559-024-10350-9).
 
-A gate is 0 or 1 and its parameter m learns by a surrogate gradient (the polynomial of Bi-Real Net, arXiv 1808.00278).
-One gate stands for one channel of a dependency group. It acts where the channel is read: a closed gate is the same as
-the channel's absence, so what `compaction.compact` removes is exactly what the gates have closed.
+A gate is 0 or 1. Its parameter m is trained with a surrogate gradient (the polynomial of Bi-Real Net, arXiv
+1808.00278). There is one gate for each channel of a dependency group. It acts where the channel is read, so that a
+closed gate is equivalent to a removed channel: `compaction.compact` removes exactly the closed channels.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Start = Literal["open", "random"]
 CostName = Literal["macs", "parameters"]
 
 START = 0.5
-"""m of a gate that starts open: half way between closing and the point from which no gradient reaches it."""
+"""m of a gate that starts open: half way between 0, where it closes, and 1, where its gradient vanishes."""
 NAME = "channel_gates"
-"""Where a gated model holds its `Gates`."""
+"""Attribute of a gated model that holds its `Gates`."""
 FACTOR = "gate_factor"
-"""Where a gated ChannelShortcut holds what multiplies its inputs."""
+"""Attribute of a gated ChannelShortcut that holds the factor of its inputs."""
 
 
 def gate(m: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def gate(m: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """The gates of one group: () -> (num_channels,). Whatever m is, the largest one is open: no group vanishes."""
+    """The gates of one group: () -> (num_channels,). The gate with the largest m is always open: no group vanishes."""
 
     def __init__(self, m: Tensor) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class Gate(nn.Module):
         return torch.where(largest, values - values.detach() + 1, values)
 
     def is_open(self) -> Tensor:
-        """bool (num_channels,), True where the channel is read."""
+        """bool (num_channels,), True where the gate is open."""
         with torch.no_grad():
             return self() > 0
 
 
-class _OfInputs(nn.Module):
-    """The gates of some inputs of a layer, 1 for the others: a factor for (N, inputs, ...)."""
+class _InputFactor(nn.Module):
+    """Multiplies (N, inputs, ...) by the gates of some inputs of a layer, and by 1 for the others."""
 
     index: Tensor | None
 
     def __init__(self, of: Gate, member: Member, num_inputs: int) -> None:
         super().__init__()
-        # In a tuple it is no submodule: the model holds each gate once, and a copy of the model refers to the copy's.
+        # In a tuple the gate is no submodule: the model holds each gate once, and a copy of the model its own copy.
         self._gate = (of,)
         index = torch.full((num_inputs,), len(of.m))
         for channel, places in enumerate(member.indices):
@@ -79,12 +79,12 @@ class _OfInputs(nn.Module):
 
 
 def _gate_inputs(shortcut: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Forward pre-hook of a ChannelShortcut, which has no weight to gate. It holds no state: copies stay apart."""
+    """Forward pre-hook of a ChannelShortcut, which has no weight to gate. Stateless, so that copies are independent."""
     return shortcut.get_submodule(FACTOR)(inputs[0])
 
 
 class Costs(NamedTuple):
-    """What a network without its closed channels costs: float64 scalars that learn through the gates.
+    """The cost of a network without its closed channels: float64 scalars, differentiable by the gates.
 
     macs, parameters: as `compression.cost.count` counts them after `compaction.compact`.
     """
@@ -94,7 +94,7 @@ class Costs(NamedTuple):
 
 
 class Gates(nn.Module):
-    """All gates of a model. `attach` makes it and the model holds it as `channel_gates`."""
+    """All gates of a model. `attach` creates them; the model holds them as `channel_gates`."""
 
     macs: Tensor
     parameter_counts: Tensor
@@ -108,10 +108,10 @@ class Gates(nn.Module):
         self.register_buffer("parameter_counts", quadratic[1], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x  # a model that is a Sequential runs all that it holds
+        return x  # an nn.Sequential runs all its submodules
 
     def of(self, group: Group | str) -> Gate:
-        """The gates of a group, or of the group of that name."""
+        """The gates of a group, given as the group or its name."""
         gate = self.gates[_key(group if isinstance(group, str) else group.name)]
         assert isinstance(gate, Gate)
         return gate
@@ -124,32 +124,32 @@ class Gates(nn.Module):
         return int(self.of(group).is_open().sum())
 
     def costs(self) -> Costs:
-        """Costs as functions of the gates, for a penalty; without synchronising the device."""
+        """Costs as functions of the gates, for a penalty. Does not synchronise the device."""
         opened = torch.stack([self.of(group)().double().sum() for group in self.groups])
         return self.costs_of(opened)
 
     def costs_of(self, num_open: Tensor) -> Costs:
-        """Costs with (num_groups,) open channels in each group."""
+        """Costs for given numbers of open channels (num_groups,)."""
         s = torch.cat([num_open.new_ones(1), num_open])
         return Costs(s @ self.macs @ s, s @ self.parameter_counts @ s)
 
     def reachable(self, of: CostName = "macs") -> tuple[int, int]:
-        """The least cost (one channel in each group) and the most (all of them)."""
+        """The lowest cost (one channel in each group) and the highest (all channels)."""
         sizes = torch.tensor([group.num_channels for group in self.groups], dtype=torch.float64).to(self.macs.device)
         least, most = (self.costs_of(num) for num in (torch.ones_like(sizes), sizes))
         return round(float(getattr(least, of))), round(float(getattr(most, of)))
 
     def check_target(self, of: CostName, target: float) -> None:
-        """ValueError unless a cost of `target` can be reached: to be called before training."""
+        """ValueError unless a cost of `target` can be reached. To be called before training."""
         least, most = self.reachable(of)
         if not least <= target <= most:
             raise ValueError(
                 f"a target of {target:.0f} {of} cannot be reached: from {least} with one channel in each group to "
-                f"{most} with all; ask for a cost between them"
+                f"{most} with all channels; choose a target between them"
             )
 
     def describe(self) -> str:
-        """Open channels of each group, as text."""
+        """The number of open channels of each group, as text."""
         return ", ".join(f"{group.name} {self.num_open(group)}/{group.num_channels}" for group in self.groups)
 
 
@@ -163,14 +163,14 @@ def attach(
 ) -> Gates:
     """Give `model`, in place, a gate for each channel of `groups` (see `channels.channel_groups`).
 
-    Gated are the weights of the layers that read a channel, along their inputs: the same as gating what they read, and
-    cheaper. Attach before the optimiser is made: a gated weight is `parametrizations.weight.original`.
-    start: "open", all m at 0.5; "random", as in the authors' code: m = 0.001 N(0, 1) from `seed`, half of them closed.
+    The gates multiply the weights of the layers that read a channel, along their inputs. This equals gating the inputs,
+    and is cheaper. Attach before the optimiser is created: a gated weight becomes `parametrizations.weight.original`.
+    start: "open": all m are 0.5; "random", as in the authors' code: m = 0.001 N(0, 1) from `seed`, half of them closed.
     """
     if hasattr(model, NAME):
         raise ValueError(f"{type(model).__name__} has gates already: remove them first (compaction.compact does)")
     if start not in ("open", "random"):
-        raise ValueError(f"gates start 'open' or 'random', not {start!r}")
+        raise ValueError(f"start must be 'open' or 'random', not {start!r}")
     taken = [name for name, layer in model.named_modules() if parametrize.is_parametrized(layer)]
     if taken:
         raise ValueError(f"{', '.join(taken)} of {type(model).__name__} has a parametrization already: remove it first")
@@ -185,7 +185,7 @@ def attach(
         gates[group.name] = Gate(m.to(example.device, example.dtype))
         for member in group.consumers:
             layer = layers[member.layer]
-            factor = _OfInputs(gates[group.name], member, slicing.size(layer, member))
+            factor = _InputFactor(gates[group.name], member, slicing.size(layer, member))
             if isinstance(layer, ChannelShortcut):
                 layer.add_module(FACTOR, factor)
                 layer.register_forward_pre_hook(_gate_inputs)
@@ -197,25 +197,25 @@ def attach(
 
 
 def of(model: nn.Module) -> Gates | None:
-    """The gates that were attached to `model`, if any."""
+    """The gates attached to `model`, if any."""
     return getattr(model, NAME, None)
 
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The m of every gate: for a parameter group of their own, without weight decay."""
+    """The m of every gate, for a separate parameter group without weight decay."""
     handle = of(model)
     return [] if handle is None else list(handle.parameters())
 
 
 def remove(model: nn.Module) -> None:
-    """Take the gates off `model`, in place: weights that read closed channels become zero, all others stay."""
+    """Remove the gates from `model`, in place. Weights that read closed channels become zero; the others stay."""
     handle = of(model)
     if handle is None:
         return
     opened = handle.open()
     half = [group.name for group in handle.groups if ((values := handle.of(group)()) * (1 - values)).any()]
     if half:
-        raise ValueError(f"gates of {', '.join(half)} are at exactly 0, half open: `project` or move them first")
+        raise ValueError(f"gates of {', '.join(half)} are at exactly 0, half open: call `project` or change them first")
     for layer in list(model.modules()):
         if parametrize.is_parametrized(layer, "weight"):
             _remove_gates(layer)
@@ -228,7 +228,7 @@ def remove(model: nn.Module) -> None:
 
 
 def _remove_gates(layer: nn.Module) -> None:
-    # Not by remove_parametrizations: it takes the property off the layer's class, which the layer's copies share.
+    # Not with remove_parametrizations: it removes the property from the class, which copies of the layer share.
     factored = layer.get_parameter("parametrizations.weight.original")
     weight = nn.Parameter(layer.weight.detach(), factored.requires_grad)  # type: ignore[union-attr, operator]
     layer.__class__ = type(layer).__mro__[1]
@@ -239,20 +239,20 @@ def _remove_gates(layer: nn.Module) -> None:
 
 
 def project(gates: Gates, of: CostName, target: float, *, tolerance: float = 0.02) -> int:
-    """Open or close the gates nearest to 0 until the cost is as near to `target` as it gets; how many were moved.
+    """Open or close the gates nearest to 0 until the cost is as near to `target` as possible; returns how many changed.
 
-    Where the next channel is too large for that, smaller ones behind it are opened.
+    If the next channel is too large, smaller channels after it are opened.
 
     target: MACs or parameters of the network without its closed channels. Every group keeps its largest gate.
-    ValueError if the target is out of reach, or if single channels are so large that the cost stays more than
-    `tolerance` of the target away from it.
+    ValueError if the target is out of reach, or if single channels are so large that the cost differs from the target
+    by more than `tolerance` of it.
     """
     gates.check_target(of, target)
     sizes = [group.num_channels for group in gates.groups]
     m = torch.cat([gates.of(group).m.detach().double().cpu() for group in gates.groups])
     number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     always = torch.cat([torch.arange(size) == part.argmax() for size, part in zip(sizes, m.split(sizes), strict=True)])
-    # The open ones are those that come first in this order: some number of them, and what always stays.
+    # Gates open in this order: first those that are always open, then by decreasing m.
     order = torch.argsort(torch.where(always, torch.inf, m), descending=True, stable=True)
 
     def cost(opened: Tensor) -> float:
@@ -283,7 +283,7 @@ def project(gates: Gates, of: CostName, target: float, *, tolerance: float = 0.0
 
 
 def _fill(opened: Tensor, order: Tensor, gap: Callable[[], float]) -> None:
-    """Open in `opened`, in place, those of the further gates of `order` that bring the cost nearer to its target."""
+    """Open in `opened`, in place, each of the closed gates of `order` that brings the cost nearer to its target."""
     for place in order[~opened[order]].tolist():
         before = abs(gap())
         opened[place] = True
@@ -292,7 +292,7 @@ def _fill(opened: Tensor, order: Tensor, gap: Callable[[], float]) -> None:
 
 
 EDGE = 1e-3
-"""How far from 0 `project` leaves the gates that it moves."""
+"""Smallest |m| after `project`."""
 
 
 def _key(name: str) -> str:

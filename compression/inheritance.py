@@ -1,4 +1,4 @@
-"""Starting a narrower student from the weights of its pruned teacher, instead of at random."""
+"""Initialising a narrower student with weights of its pruned teacher instead of random ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from compression.models.vgg_cifar import VGG
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, masks: Masks) -> None:
-    """Start the student from the pruned teacher's weights, in place.
+    """Initialise the student with weights of the pruned teacher, in place.
 
-    Each layer takes the channels with the largest L1 norm of surviving weights (a residual stream: summed over the
-    layers that write into it), and BatchNorm and the layers that read them take the same ones. Where the student is
-    wider than the teacher, its further channels stay as they are.
+    Each layer takes the channels with the largest L1 norm of remaining weights (in a residual stream: summed over the
+    layers that write to it). BatchNorm and the layers that read the channels take the same ones. If the student is
+    wider than the teacher, its other channels stay as they are.
 
-    Errors: ValueError unless both are VGGs of one layout, or both torchvision's ResNets of one depth, for the same
-    classes.
+    ValueError unless both are VGGs of the same layout, or torchvision ResNets of the same depth, for the same classes.
     """
     from torchvision.models import ResNet
 
@@ -34,14 +33,14 @@ def inherit(student: nn.Module, teacher: nn.Module, masks: Masks) -> None:
             vars(model).get("arch", {}).get("name", type(model).__name__) for model in (student, teacher)
         )
         raise ValueError(
-            f"{names}: weights are inherited between VGGs of one layout and between ResNet-18/34/50s of one depth "
-            "(option A's shortcut ties channels by their place); let the student start at random"
+            f"{names}: weights are inherited only between VGGs of one layout or ResNet-18/34/50s of one depth "
+            "(option A's shortcut binds channels by their position); use init random"
         )
     student.load_state_dict(transfer.new)
 
 
 class _Transfer:
-    """Copies chosen channels from the old network's state, with its masks, into the new one's."""
+    """Copies chosen channels of the masked old network's state into the new one's."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, masks: Masks) -> None:
         self.new = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
@@ -49,18 +48,18 @@ class _Transfer:
         self.old |= {name: self.old[name] * mask.cpu() for name, mask in masks.items()}
 
     def every(self, layer: str, dim: int) -> Tensor:
-        """All channels of the old layer, at its output (0) or input (1)."""
+        """All output (dim 0) or input (dim 1) channels of the old layer."""
         return torch.arange(self.old[f"{layer}.weight"].shape[dim])
 
     def strongest(self, layer: str, *others: str) -> Tensor:
-        """As many output channels as the new layer has, ascending: the largest L1 norms; of equals, the first."""
+        """Output channels with the largest L1 norms (of equals, the first), ascending, as many as the new layer has."""
         strength = sum(self.old[f"{name}.weight"].abs().flatten(1).sum(1) for name in (layer, *others))
         assert isinstance(strength, Tensor)
         num = len(self.new[f"{layer}.weight"])
         return strength.sort(descending=True, stable=True).indices[:num].sort().values
 
     def copy(self, layer: str, target: Tensor, source: Tensor | None = None) -> None:
-        """Everything of a layer: output channels `target`, input channels `source` (BatchNorm has none)."""
+        """Copy all tensors of a layer: output channels `target`, input channels `source` (BatchNorm has none)."""
         for name in [name for name in self.old if name.rpartition(".")[0] == layer]:
             old, new = self.old[name], self.new[name]
             if old.ndim > 1:
@@ -71,8 +70,8 @@ class _Transfer:
             else:
                 new.copy_(old)
 
-    def pass_on(self, projection: str, target: Tensor, source: Tensor) -> None:
-        """Let a projection that the old network does without hand on the channels `target` of `source`."""
+    def select(self, projection: str, target: Tensor, source: Tensor) -> None:
+        """Make a projection that the old network lacks select the channels `target` of `source`."""
         weight = self.new[f"{projection}.0.weight"]
         weight.zero_()
         weight[: len(target), : len(source), 0, 0] = (target[:, None] == source).to(weight.dtype)
@@ -88,7 +87,7 @@ def _vgg(transfer: _Transfer, teacher: VGG) -> None:
             source = target
         elif isinstance(layer, nn.BatchNorm2d):
             transfer.copy(name, source)
-    # The classifier sees all positions of one channel's grid, then those of the next.
+    # The classifier's inputs: all positions of the first channel's grid, then those of the second...
     positions = torch.arange(teacher.grid**2)
     source = (source[:, None] * len(positions) + positions).flatten()
     for name, layer in teacher.classifier.named_modules(prefix="classifier"):
@@ -116,7 +115,7 @@ def _resnet(transfer: _Transfer, student: Any, teacher: Any) -> None:
                 transfer.copy(f"{stage}.0.downsample.0", end, stream)
                 transfer.copy(f"{stage}.0.downsample.1", end)
             else:
-                transfer.pass_on(f"{stage}.0.downsample", end, stream)
+                transfer.select(f"{stage}.0.downsample", end, stream)
         for place in range(len(blocks)):
             source = stream
             for name in convolutions:

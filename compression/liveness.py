@@ -1,8 +1,8 @@
-"""Liveness: which channels of a pruned network hold something of the input and are read on the way to the output.
+"""Liveness: which channels of a pruned network depend on its input, and on which of them its output depends.
 
-Both are questions about where the zeros lie, whatever the other values are. They are asked of a copy whose other
-weights are all positive: there no two paths cancel and no ReLU closes, so a tangent of the input reaches a channel
-exactly if some path does, and so does a gradient from the output.
+Both depend only on which weights are zero. They are computed on a copy in which all other weights are positive: there
+no paths cancel and no ReLU is closed, so that a tangent of the input reaches a channel exactly if some path of non-zero
+weights does. The same holds for a gradient from the output.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from compression.masks import PRUNABLE_LAYERS
 
 @dataclass(frozen=True)
 class Liveness:
-    """Of each layer's inputs, by layer name: (inputs,) bools and values.
+    """For each layer's inputs, by layer name: (inputs,) bools and values.
 
-    varies: depends on the network's input. read: the layer's outputs depend on it, and the network's on those.
-    constant: the value where it does not vary; nan where the value depends on the position in space.
+    varies: the layer's input depends on the network's input. read: the network's output depends on it.
+    constant: the value of an input that does not vary; nan if it depends on the position in space.
     """
 
     varies: Mapping[str, Tensor]
@@ -34,18 +34,18 @@ class Liveness:
 
 
 def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Liveness:
-    """What the named layers of `model` read. model and images (N, C, H, W): in float64, the model in eval mode."""
+    """The liveness of the named layers' inputs. model and images (N, C, H, W) in float64, the model in eval mode."""
     probe = _positive(model)
     positive = SCALE * (1 + images.abs())
     varies: dict[str, Tensor] = {}
     with forward_ad.dual_level(), torch.no_grad():
 
-        def note_tangent(name: str, inputs: Tensor) -> None:
+        def record_tangent(name: str, inputs: Tensor) -> None:
             tangent = forward_ad.unpack_dual(inputs).tangent
             found = torch.zeros_like(inputs, dtype=torch.bool) if tangent is None else tangent != 0
             varies[name] = _channels_first(found).flatten(1).any(dim=1)
 
-        with _watched(probe, layers, note_tangent):
+        with _hooked(probe, layers, record_tangent):
             probe(forward_ad.make_dual(positive, 1 + images.abs()))
     leaves: dict[str, Tensor] = {}
 
@@ -53,7 +53,7 @@ def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Livenes
         leaves[name] = torch.zeros_like(inputs, requires_grad=True)
         return inputs + leaves[name]
 
-    with torch.enable_grad(), _watched(probe, layers, add_leaf):
+    with torch.enable_grad(), _hooked(probe, layers, add_leaf):
         output = probe(positive).sum()
     gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
     if output.requires_grad:
@@ -66,12 +66,12 @@ def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Livenes
 
 
 SCALE, SHIFT, GAIN = 1e-2, 1e-3, 0.25
-"""Of the positive copy: its inputs, its biases, and the sum of the weights that make one output. Small, so that
-residual streams grow but slowly and stay far below 6, where ReLU6 closes."""
+"""Of the positive copy: scale of the inputs, value of biases, sum of the weights of one output. Small, so that residual
+streams grow slowly and stay far below 6, where ReLU6 saturates."""
 
 
 def _positive(model: nn.Module) -> nn.Module:
-    """A copy whose weights are zero where the model's are, else positive, and small enough not to grow with depth."""
+    """A copy with weights that are zero where the model's are, and otherwise small and positive."""
     probe = copy.deepcopy(model).requires_grad_(False)
     for layer in probe.modules():
         if isinstance(layer, PRUNABLE_LAYERS):
@@ -97,7 +97,7 @@ def _make_positive(layer: _BatchNorm) -> None:
 
 
 def _constants(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """Each input of the named layers, averaged over images and positions; nan where it is not the same everywhere."""
+    """The value of each input of the named layers; nan if it differs between images or positions."""
     found: dict[str, Tensor] = {}
 
     def measure(name: str, inputs: Tensor) -> None:
@@ -106,13 +106,13 @@ def _constants(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[
         same = high - low <= ROUNDING * high.abs().clamp(min=1)
         found[name] = torch.where(same, (low + high) / 2, torch.nan)
 
-    with torch.no_grad(), _watched(model, layers, measure):
+    with torch.no_grad(), _hooked(model, layers, measure):
         model(images)
     return found
 
 
 ROUNDING = 1e-13
-"""By how much float64 may tell apart what is the same number."""
+"""Relative difference up to which two float64 values count as equal."""
 
 
 def _channels_first(inputs: Tensor) -> Tensor:
@@ -121,15 +121,15 @@ def _channels_first(inputs: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, layers: Sequence[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Show `see` what each layer is about to read; what it returns is read instead."""
+def _hooked(model: nn.Module, layers: Sequence[str], hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `hook(layer name, input)` before each layer runs; what it returns, if anything, replaces the input."""
 
-    def show(name: str) -> Callable[..., Tensor | None]:
-        return lambda _, inputs: see(name, inputs[0])
+    def before(name: str) -> Callable[..., Tensor | None]:
+        return lambda _, inputs: hook(name, inputs[0])
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(show(name)) for name in layers]
+    handles = [model.get_submodule(name).register_forward_pre_hook(before(name)) for name in layers]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

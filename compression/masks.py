@@ -12,7 +12,7 @@ PRUNABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that criteria score and masks cover, in parameter order: conv and linear; no biases, no BatchNorm."""
+    """The weights of convolution and linear layers, in parameter order. Criteria score them and masks cover them."""
     layers = [name for name, module in model.named_modules() if isinstance(module, PRUNABLE_LAYERS)]
     names = {f"{layer}.weight" if layer else "weight" for layer in layers}
     found = {name: p for name, p in model.named_parameters() if name in names}
@@ -56,30 +56,30 @@ class Masks(Mapping[str, Tensor]):
         return 1 - self.num_kept / self.num_weights
 
     def empty_layers(self) -> list[str]:
-        """Names of the layers of which nothing is kept."""
+        """Names of the weights of which nothing is kept."""
         return [name for name, mask in self._masks.items() if not mask.any()]
 
     def check(self, sparsity: float, *, allow_empty: bool = False) -> Masks:
-        """Self, after checking that the asked sparsity was met and that no layer was left with nothing."""
-        # One weight of slack: the share removed is a whole number of weights.
-        assert abs(self.sparsity - sparsity) * self.num_weights <= 1, f"asked {sparsity}, achieved {self.sparsity}"
+        """Self, after checking that the requested sparsity is met and that no layer is empty."""
+        # One weight of tolerance: the number of removed weights is a whole number.
+        assert abs(self.sparsity - sparsity) * self.num_weights <= 1, f"requested {sparsity}, achieved {self.sparsity}"
         return self.check_layers(allow_empty=allow_empty)
 
     def check_layers(self, *, allow_empty: bool = False) -> Masks:
-        """Self, after checking that no layer was left with nothing."""
+        """Self, after checking that no layer is empty."""
         empty = self.empty_layers()
         if empty and not allow_empty:
             raise ValueError(
-                f"at sparsity {self.sparsity:.4g} nothing is left of {', '.join(empty)}: ask for a lower sparsity, or "
-                "set allow_empty (sound only where a shortcut goes round the layer)"
+                f"at sparsity {self.sparsity:.4g} nothing is left of {', '.join(empty)}: choose a lower sparsity, or "
+                "set allow_empty (safe only where a shortcut bypasses the layer)"
             )
         return self
 
     def attach(self, model: nn.Module) -> contextlib.ExitStack:
         """Zero the pruned weights of `model` and keep their gradients at zero until the returned stack is closed.
 
-        With a fresh element-wise optimiser the weights then stay exactly zero under momentum, weight decay and
-        gradient averaging, and no step has to multiply by a mask.
+        With a new element-wise optimiser, the weights then stay exactly zero under momentum, weight decay and gradient
+        averaging. No multiplication by the mask is needed in each step.
         """
         parameters = dict(model.named_parameters())
         unknown = [name for name in self._masks if name not in parameters]
@@ -91,15 +91,15 @@ class Masks(Mapping[str, Tensor]):
             if parameter.shape != mask.shape:
                 raise ValueError(f"{name} has shape {tuple(parameter.shape)}, its mask {tuple(mask.shape)}")
             with torch.no_grad():
-                # In the weight's memory layout (channels_last, say): a masked gradient in another one is slow to make,
-                # and autograd would copy it back.
+                # In the weight's memory format (channels_last, for example): a masked gradient in another format is
+                # slow to compute, and autograd would copy it back.
                 mask = torch.empty_like(parameter, dtype=torch.bool).copy_(mask)
                 parameter.masked_fill_(~mask, 0)
             hooks.callback(parameter.register_hook(_gradient_mask(mask)).remove)
         return hooks
 
     def verify(self, model: nn.Module) -> None:
-        """ValueError that names every layer in which a pruned weight is not exactly zero."""
+        """ValueError that names every weight with a pruned entry that is not exactly zero."""
         parameters = dict(model.named_parameters())
         wrong = [
             f"{name} ({count})"
@@ -111,5 +111,5 @@ class Masks(Mapping[str, Tensor]):
 
 
 def _gradient_mask(mask: Tensor):
-    # where, not a product: an overflowed gradient times 0 would be nan.
+    # where instead of a product: an overflowed gradient times 0 would be nan.
     return lambda gradient: torch.where(mask, gradient, 0)

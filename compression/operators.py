@@ -1,4 +1,4 @@
-"""Operators: what a forward pass does, and whether single channels can be followed through it."""
+"""Operators: whether single channels can be followed through a forward pass."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compression.masks import PRUNABLE_LAYERS
 from compression.models.resnet_cifar import ChannelShortcut
+from compression.modules import in_mode
 
 LAYERS = (*PRUNABLE_LAYERS, _BatchNorm, ChannelShortcut)
-"""Modules that make, carry or read channels and that can be made smaller."""
+"""Modules that make, carry or read channels, and that can be made smaller."""
 
 ARITHMETIC = {"abs", "add", "div", "exp", "maximum", "minimum", "mul", "neg", "pow", "rsub", "sqrt", "sub"}
 COPIES = {"_to_copy", "alias", "clone", "detach", "dropout"}
@@ -28,20 +29,20 @@ MAXIMA = {"adaptive_max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_ind
 UPSAMPLING = {"upsample_bilinear2d", "upsample_nearest2d"}
 FACTORIES = {"arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like", "zeros", "zeros_like"}
 APART = ARITHMETIC | COPIES | LIMITS | ACTIVATIONS | AVERAGES | MAXIMA | UPSAMPLING | FACTORIES
-"""ATen operators that leave every channel apart and in its place, whatever their arguments."""
+"""ATen operators that keep every channel separate and in its position, for any arguments."""
 
 REDUCTIONS = {"amax", "max", "mean", "sum"}
 SHAPES = {"_unsafe_view", "constant_pad_nd", "reshape", "select", "slice", "squeeze", "unsqueeze", "view"}
 PRODUCTS = {"_native_batch_norm_legit_no_training", "addmm", "convolution", "mm", "native_batch_norm", "t", "transpose"}
-"""Mix channels, which is what layers are for; elsewhere they are refused."""
+"""Operators that mix channels: supported inside layers only."""
 VALUES = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero"}
 
 
 def check(model: nn.Module, images: Tensor) -> None:
     """ValueError that names the operator or module through which single channels of `model` cannot be followed.
 
-    Followed are convolutions, linear and BatchNorm layers, element-wise operators, pooling, concatenation of channels
-    and flattening, and option A's shortcut. Also refused: weights used twice, and networks without a layer to prune.
+    Supported are convolutions, linear and BatchNorm layers, element-wise operators, pooling, concatenation of channels,
+    flattening, and option A's shortcut; not weights that are used twice, nor networks without a layer to prune.
     images: (N, C, H, W), for one forward pass in eval mode.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE_LAYERS)}
@@ -61,20 +62,14 @@ def check(model: nn.Module, images: Tensor) -> None:
         if parameter in seen:
             raise watch.refusal(f"{seen[parameter]!r} and {name!r} are the same parameter")
         seen[parameter] = name
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with watch.modules(), torch.no_grad(), watch:
-            output = model(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_mode(model, training=False), watch.modules(), torch.no_grad(), watch:
+        output = model(images)
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise watch.refusal("its output is not one tensor of logits (N, K)")
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every operator of a forward pass and the module in which it runs."""
+    """Checks every operator of a forward pass, and tracks in which module it runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,7 +85,7 @@ class _Watch(TorchDispatchMode):
 
     @contextlib.contextmanager
     def modules(self) -> Iterator[None]:
-        """Follow which module runs."""
+        """Track which module runs."""
         hooks = []
         for name, module in self.model.named_modules():
             hooks.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
@@ -136,7 +131,7 @@ OWN_FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, Chann
 
 
 def _follows(operator: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, in_layer: bool) -> bool:
-    """Whether every channel (dimension 1) of the inputs stays apart and in its place."""
+    """Whether every channel (dimension 1) of the inputs stays separate and in its position."""
     plain = operator if operator.startswith("_") else operator.removesuffix("_")
     if plain in APART or (in_layer and plain in PRODUCTS):
         return True

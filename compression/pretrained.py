@@ -1,4 +1,4 @@
-"""Weights from outside: a local safetensors file, an artefact's folder, or a hub by name. No object is unpickled."""
+"""Pretrained weights: from a safetensors file, an artefact's folder, or a hub by name. No pickle is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compression.models.hubs import AUXILIARY
 DEFAULT = ("hub", "default")
 PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
-"""Names of `compression.models` that are torchvision's networks as they are."""
+"""Names of `compression.models` that are unchanged torchvision networks."""
 
 CONVERT = (
     "python -c \"import torch; from safetensors.torch import save_file; s = torch.load('{old}', map_location='cpu', "
@@ -25,20 +25,20 @@ CONVERT = (
 
 
 def load_weights(model: nn.Module, weights: str) -> nn.Module:
-    """`model` (made by `compression.models.build`), with the weights that `weights` names; see `read_weights`."""
+    """`model` (made by `compression.models.build`) with `weights`; see `read_weights`."""
     model.load_state_dict(read_weights(model, weights))
     return model
 
 
 def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
-    """The whole state of `model` from `weights`, on the CPU, in the precision it was stored in.
+    """The complete state of `model` from `weights`, on the CPU, in the stored precision.
 
-    weights: a .safetensors file; the folder of a finished run (arch.json + model.safetensors); or what a hub has for
-    the architecture: "hub" for its default, else the name of torchvision's weights (IMAGENET1K_V1) or timm's tag
-    (a1_in1k). Files may have the prefix "module." that parallel training leaves.
+    weights: a .safetensors file; the folder of a finished run (arch.json and model.safetensors); or a hub's weights for
+    the architecture: "hub" for the default, otherwise torchvision's name (IMAGENET1K_V1) or timm's tag (a1_in1k). Names
+    in files may have the prefix "module." of parallel training.
 
-    Errors: ValueError for weights of another network (it lists names and shapes), for pickles, and for names that the
-    hub does not have; FileNotFoundError; ConnectionError where the hub cannot be reached.
+    Errors: ValueError for weights of another network (with names and shapes), for pickles, and for names that the hub
+    does not have; FileNotFoundError; ConnectionError if the hub cannot be reached.
     """
     if not weights:
         raise ValueError("name the weights: a .safetensors file, the folder of a finished run, or hub")
@@ -46,7 +46,7 @@ def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
     if path.suffix in PICKLES:
         command = CONVERT.format(old=weights, new=path.with_suffix(".safetensors"))
         raise ValueError(
-            f"{weights} is a pickle, which can run code when read. Where you trust it, convert it: {command}"
+            f"{weights} is a pickle, which can run code when loaded. If you trust it, convert it: {command}"
         )
     if path.suffix == ".safetensors":
         if not path.is_file():
@@ -62,11 +62,11 @@ def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
 
 
 def _fitting(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> dict[str, Tensor]:
-    """`state` under the model's names; ValueError with what does not fit."""
+    """`state` with the model's names; ValueError with the names and shapes that do not fit."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     own = model.state_dict()
-    # Files from before BatchNorm counted its batches lack a number that nothing here reads.
+    # Old files lack BatchNorm's num_batches_tracked, which is not used here.
     counts = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
     state = {**counts, **state}
     wrong = {
@@ -95,15 +95,15 @@ def _from_hub(arch: Mapping[str, Any], weights: str) -> Mapping[str, Tensor]:
     if hub not in HUBS:
         raise ValueError(
             f"there is no file or folder {weights}, and no hub has weights for {arch['name']}: name a .safetensors "
-            f"file, or take one of {', '.join(TORCHVISION)}, torchvision/... or timm/... as the model"
+            f"file, or use one of {', '.join(TORCHVISION)}, torchvision/... or timm/... as the model"
         )
     arguments = {key: value for key, value in arch.items() if key not in ("name", "num_classes")}
     try:
         return HUBS[hub](name, weights, arguments)
     except OSError as error:
         raise ConnectionError(
-            f"{weights} of {arch['name']} could not be fetched: fetch it into the hub's cache where there is a "
-            f"network, or name a .safetensors file. {type(error).__name__}: {error}"
+            f"{weights} of {arch['name']} could not be downloaded: download it into the hub's cache on a machine "
+            f"with a network, or name a .safetensors file. {type(error).__name__}: {error}"
         ) from error
 
 
@@ -117,7 +117,7 @@ def _torchvision(name: str, weights: str, _: Mapping[str, Any]) -> Mapping[str, 
         )
     chosen = known["DEFAULT" if weights in DEFAULT else weights]
     state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    # DenseNet's files keep an older spelling of its layers.
+    # DenseNet's files have older names of its layers.
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
     extra = ("aux1.", "aux2.", "AuxLogits.") if name in AUXILIARY else ()
     return {key: value for key, value in state.items() if not key.startswith(extra)}
@@ -139,4 +139,4 @@ HUBS: dict[str, Callable[[str, str, Mapping[str, Any]], Mapping[str, Tensor]]] =
     "timm": _timm,
     "torchvision": _torchvision,
 }
-"""The part of a model's name before its slash -> who reads that hub's weights."""
+"""The part of a model's name before its slash -> function that loads weights of that hub."""

@@ -1,4 +1,4 @@
-"""Slicing: layers with fewer channels, and what an artefact has to say of them."""
+"""Slicing: layers with fewer channels, and the description of their shapes in an artefact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kept = Mapping[str, Tensor]
 
 
 def shape_of(layer: nn.Module) -> dict[str, Any]:
-    """What decides the sizes of a layer's tensors, as JSON values."""
+    """The settings that determine the shapes of a layer's tensors, as JSON values."""
     if isinstance(layer, _ConvNd):
         names = ("in_channels", "out_channels", "groups")
         return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
@@ -34,7 +34,7 @@ def shape_of(layer: nn.Module) -> dict[str, Any]:
 
 
 def resize(layer: nn.Module, shape: Mapping[str, Any]) -> None:
-    """Give `layer` the sizes of `shape` (see `shape_of`); its tensors keep precision and device, not their values."""
+    """Give `layer` the shape of `shape_of`. Its tensors keep precision and device, but not their values."""
     if set(shape) != set(shape_of(layer)):
         raise ValueError(f"a {type(layer).__name__} is described by {sorted(shape_of(layer))}, not {sorted(shape)}")
     for name, value in shape.items():
@@ -69,7 +69,7 @@ def _set_bias(layer: nn.Module, num: int, present: bool) -> None:
 
 
 def add_bias(layer: nn.Module, values: Tensor) -> None:
-    """Add (outputs,) values to a layer's bias, which it is given if it has none."""
+    """Add `values` (outputs,) to a layer's bias, which is created if there is none."""
     weight = layer.get_parameter("weight")
     if layer.bias is None:
         layer.register_parameter("bias", nn.Parameter(torch.zeros_like(values), weight.requires_grad))
@@ -78,7 +78,7 @@ def add_bias(layer: nn.Module, values: Tensor) -> None:
 
 
 def slice_channels(model: nn.Module, groups: Sequence[Group], kept: Kept) -> None:
-    """Remove from `model`, in place, the channels that `kept` does not keep, wherever they lie."""
+    """Remove from `model`, in place, the channels that are not in `kept`, from all layers."""
     layers = dict(model.named_modules())
     stays: dict[str, dict[str, Tensor]] = {}
     for group in groups:
@@ -93,15 +93,15 @@ def slice_channels(model: nn.Module, groups: Sequence[Group], kept: Kept) -> Non
 
 
 def size(layer: nn.Module, member: Member) -> int:
-    """How many channels lie on the member's side of its layer."""
+    """The number of channels on the member's side of its layer."""
     if isinstance(layer, ChannelShortcut) and member.side == "in":
-        # A shortcut does not say how many inputs it has, and need not read the last ones.
+        # A shortcut does not store its number of inputs, and may not read the last ones.
         return 1 + max(*layer.source.tolist(), *itertools.chain(*member.indices))
     return width(layer, member.side)
 
 
 def width(layer: nn.Module, side: str) -> int:
-    """Channels or features on a side of a layer ("in", "out"); a shortcut's inputs are not known to it."""
+    """Channels or features on a side ("in", "out") of a layer; not for the inputs of a shortcut."""
     shape = shape_of(layer)
     [found] = [shape[name] for name in (f"{side}_channels", f"{side}_features", "num_features") if name in shape]
     return found
@@ -125,7 +125,7 @@ def _slice(layer: nn.Module, stays_in: Tensor | None, stays_out: Tensor | None) 
             shape[f"in_{kind}"] = len(columns)
         if is_grouped(layer):
             assert stays_in is not None
-            # What is left of a convolution's groups is whole groups: the weight's second dimension stays.
+            # Groups are removed as a whole, so the weight's second dimension stays.
             shape["groups"] = int(stays_in.view(shape["groups"], -1).any(dim=1).sum())
             columns = None
     old = {
@@ -157,7 +157,7 @@ def _slice_shortcut(layer: ChannelShortcut, stays_in: Tensor | None, stays_out: 
 
 
 def stop_reading(model: nn.Module, groups: Sequence[Group], kept: Kept) -> None:
-    """Let no layer of `model` read the channels that are not kept, in place: what removing them amounts to."""
+    """Change `model`, in place, so that no layer reads the channels that are not in `kept`. Equals removing them."""
     layers = dict(model.named_modules())
     for group in groups:
         gone = ~kept[group.name].cpu()
@@ -171,16 +171,16 @@ def stop_reading(model: nn.Module, groups: Sequence[Group], kept: Kept) -> None:
 
 
 def drop_sources(layer: ChannelShortcut, sources: set[int]) -> None:
-    """Let the shortcut not hand on these input channels."""
+    """Remove these input channels from the shortcut's lists."""
     pairs = [(s, t) for s, t in zip(layer.source.tolist(), layer.target.tolist(), strict=True) if s not in sources]
     resize(layer, {**shape_of(layer), "source": [s for s, _ in pairs], "target": [t for _, t in pairs]})
 
 
 def changed_layers(model: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The layers of `model` whose shape is no longer that of `before` (module name -> `shape_of`)."""
+    """The layers of `model` with another shape than in `before` (module name -> `shape_of`)."""
     return {name: shape for name, shape in shapes(model).items() if shape != before[name]}
 
 
 def shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Module name -> `shape_of`, of every layer that can be made smaller."""
+    """Module name -> `shape_of` for every layer that can be made smaller."""
     return {name: shape_of(module) for name, module in model.named_modules() if isinstance(module, LAYERS)}

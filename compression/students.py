@@ -1,8 +1,8 @@
-"""Students: the dense, narrower network that a pruned teacher implies.
+"""Students: the dense, narrower network derived from a pruned teacher.
 
-Prune-then-Distill (Park and No, ECCV 2022, arXiv 2109.14960): each layer of the student holds as many weights as
-pruning left of the teacher's. The widths of ResNets were published without their rule; here a stage's width shrinks by
-the square root of its density, and one common factor brings the whole network to the number of surviving weights.
+Prune-then-Distill (Park and No, ECCV 2022, arXiv 2109.14960): each layer of the student has as many weights as are left
+in the teacher's. The rule for ResNets was not published. Here a stage's width is multiplied by the square root of its
+density, and by a common factor that gives the whole network the number of remaining weights.
 """
 
 from __future__ import annotations
@@ -16,32 +16,26 @@ import torch
 from torch import nn
 
 from compression import models
-from compression.inheritance import inherit
 from compression.masks import Masks, prunable
 from compression.models.resnet_cifar import ResNetCIFAR
 from compression.models.vgg_cifar import VGG
 
-__all__ = ["describe", "inherit", "plan", "resnet_stage_widths", "vgg_widths"]
-
 SMALL = ("resnet18_small", "resnet34_small", "resnet50_small", "resnet18_small_double")
 STAGED = ("resnet18", "resnet34", "resnet50", *SMALL)
-"""Of torchvision's blocks, with widths by stage."""
+"""Networks of torchvision's blocks, with one width for each stage."""
 
 COLUMNS = ("part", "dense_width", "student_width", "dense_weights", "survivors", "student_weights")
 
 
 def vgg_widths(survivors: Sequence[int], in_channels: int = 3, kernel: int = 3) -> list[int]:
-    """Widths c_l = round(n_l / (kernel^2 c_{l-1})), at least 1, of a chain of convolutions with n_l weights left.
+    """Widths c_l = round(n_l / (kernel^2 c_{l-1})), at least 1, of a chain of convolutions with n_l remaining weights.
 
-    Each layer divides by the rounded width before it, so that rounding errors do not add up. ValueError that names the
-    first layer of which nothing is left.
+    The rounded width of the layer before is used, so that rounding errors do not add up. ValueError that names the
+    first empty layer.
     """
+    _check_not_empty("layer", survivors)
     widths = []
-    for place, num in enumerate(survivors, 1):
-        if num < 1:
-            raise ValueError(
-                f"layer {place} of {len(survivors)} has no weight left, so no width: prune the teacher less"
-            )
+    for num in survivors:
         in_channels = max(1, round(num / (kernel**2 * in_channels)))
         widths.append(in_channels)
     return widths
@@ -54,19 +48,17 @@ def resnet_stage_widths(
     count: Callable[[Sequence[float]], float],
     budget: int,
 ) -> list[int]:
-    """Stage widths f * dense * sqrt(survivors / weights), f such that the network has `budget` weights.
+    """Stage widths f * dense * sqrt(survivors / weights), with f such that the network has `budget` weights.
 
-    survivors, weights: left and in all, of each stage. count: stage widths -> convolution and linear weights of the
-    network. Each width is then rounded to the neighbours (or the next below or above) whose total is nearest to the
-    budget. Errors: ValueError for a stage with nothing left, or a budget below that of the narrowest network.
+    survivors, weights: of each stage, the remaining and all weights. count: stage widths -> convolution and linear
+    weights of the network. Each width is then rounded, or rounded and changed by 1, so that the total is nearest to the
+    budget. ValueError for an empty stage, or a budget below that of the narrowest network.
     """
-    for place, num in enumerate(survivors, 1):
-        if num < 1:
-            raise ValueError(
-                f"stage {place} of {len(survivors)} has no weight left, so no width: prune the teacher less"
-            )
+    _check_not_empty("stage", survivors)
     if count([1] * len(dense_widths)) > budget:
-        raise ValueError(f"stages of width 1 already have more than the {budget} weights left: prune the teacher less")
+        raise ValueError(
+            f"stages of width 1 already have more than the {budget} remaining weights: prune the teacher less"
+        )
     shape = [dense * math.sqrt(left / num) for dense, left, num in zip(dense_widths, survivors, weights, strict=True)]
     low, high = 0.0, 1.0
     while count([high * width for width in shape]) < budget:
@@ -83,18 +75,25 @@ def resnet_stage_widths(
     return list(min(itertools.product(*near), key=misses))
 
 
-def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, Any]:
-    """The student that `masks` on the teacher `model`, built from `arch`, imply. Plain JSON:
+def _check_not_empty(part: str, survivors: Sequence[int]) -> None:
+    """ValueError that names the first layer or stage without weights."""
+    for place, num in enumerate(survivors, 1):
+        if num < 1:
+            raise ValueError(f"{part} {place} of {len(survivors)} has no weight left: prune the teacher less")
 
-    arch: for `compression.models.build`. rows: per layer (VGG) or stage (ResNet) {"part", "dense_width",
+
+def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, Any]:
+    """The student derived from the teacher `model` (built from `arch`) and its masks, as plain JSON:
+
+    arch: for `compression.models.build`. rows: for each layer (VGG) or stage (ResNet) {"part", "dense_width",
     "student_width", "dense_weights", "survivors", "student_weights"}. dense_weights, survivors, student_weights: of all
     convolution and linear layers.
 
-    Errors: ValueError for masks of another network, for other families, and for parts of which nothing is left.
+    Errors: ValueError for masks of another network, for other families, and for empty layers or stages.
     """
     dense = prunable(model)
     if {name: mask.shape for name, mask in masks.items()} != {name: weight.shape for name, weight in dense.items()}:
-        raise ValueError(f"the masks are not those of this {arch['name']}: they have to cover its prunable layers")
+        raise ValueError(f"the masks are not those of this {arch['name']}: they must cover its prunable layers")
     argument, dense_widths = _parts(arch, model)
     parts = list(dense_widths)
     dense_weights = [_within(part, {name: weight.numel() for name, weight in dense.items()}) for part in parts]
@@ -102,7 +101,7 @@ def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, A
     empty = [part for part, left in zip(parts, survivors, strict=True) if not left]
     if empty:
         raise ValueError(
-            f"nothing is left of {', '.join(empty)}: the student would have width 0; prune the teacher less"
+            f"nothing is left of {', '.join(empty)}: the student's width would be 0; prune the teacher less"
         )
     if isinstance(model, VGG):
         widths = vgg_widths(survivors, in_channels=dense[f"{parts[0]}.weight"].shape[1])
@@ -110,7 +109,7 @@ def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, A
         count = _counter(model)
         widths = resnet_stage_widths([*dense_widths.values()], survivors, dense_weights, count, masks.num_kept)
     student_arch = {**arch, argument: widths}
-    with torch.device("meta"):  # shapes alone: no memory, and no draw from the generator
+    with torch.device("meta"):  # only shapes: no memory, no random numbers
         student = {name: weight.numel() for name, weight in prunable(models.build(**student_arch)).items()}
     student_weights = [_within(part, student) for part in parts]
     rows = zip(parts, dense_widths.values(), widths, dense_weights, survivors, student_weights, strict=True)
@@ -124,24 +123,24 @@ def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, A
 
 
 def describe(plan: Mapping[str, Any]) -> str:
-    """The plan as a small table, to be read in a terminal."""
+    """The plan as a table for the terminal."""
     total = {"part": "all", "dense_width": "", "student_width": "", **plan}
     head = ("part", "width", "-> student", "weights", "left", "student's")
     lines = [head, *(tuple(str(row[column]) for column in COLUMNS) for row in [*plan["rows"], total])]
     sizes = [max(len(line[place]) for line in lines) for place in range(len(head))]
     rows = ["  ".join([part.ljust(sizes[0]), *map(str.rjust, numbers, sizes[1:])]) for part, *numbers in lines]
-    return "\n".join([f"student of {plan['arch']['name']}, by what pruning left of the teacher:", *rows])
+    return "\n".join([f"student of {plan['arch']['name']}, derived from the pruned teacher:", *rows])
 
 
 def _parts(arch: Mapping[str, Any], model: nn.Module) -> tuple[str, dict[str, int]]:
-    """The argument of the architecture that takes widths, and the layers or stages with the teacher's."""
+    """The architecture's argument for widths, and the teacher's width for each layer or stage."""
     if isinstance(model, VGG):
         layers = {f"features.{place}": layer for place, layer in enumerate(model.features)}
         return "widths", {name: layer.out_channels for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
     if isinstance(model, ResNetCIFAR) or arch["name"] in STAGED:
         return "stage_widths", {name: stage[0].conv1.out_channels for name, stage in _stages(model)}
     raise ValueError(
-        f"no rule derives a student from {arch['name']!r}: take a VGG or ResNet by a name of compression.models "
+        f"no rule derives a student from {arch['name']!r}: use a VGG or ResNet of compression.models "
         f"(vgg11, vgg16_mlp, resnet56, {', '.join(STAGED)}...), or name the student yourself"
     )
 
@@ -157,7 +156,7 @@ def _stages(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _counter(model: Any) -> Callable[[Sequence[float]], float]:
-    """Stage widths, whole or not -> convolution and linear weights of the same ResNet with those widths."""
+    """A function: stage widths (also fractions) -> convolution and linear weights of this ResNet with these widths."""
     option_a = isinstance(model, ResNetCIFAR)
 
     def count(widths: Sequence[float]) -> float:

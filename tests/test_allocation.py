@@ -130,7 +130,7 @@ def test_the_lowest_of_what_is_left_are_removed():
 
 def test_what_cannot_be_removed_is_refused():
     scores, masks = {"a": torch.ones(3)}, Masks({"a": bools(0, 1, 1)})
-    with pytest.raises(ValueError, match="of 2 weights that are left, 3"):
+    with pytest.raises(ValueError, match="cannot remove 3 weights: only 2"):
         remove_lowest(scores, masks, 3)
     with pytest.raises(ValueError, match="differ in a, b"):
         remove_lowest({"b": torch.ones(3)}, masks, 1)

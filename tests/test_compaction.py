@@ -232,7 +232,7 @@ def test_the_outputs_are_compared_before_a_network_is_returned(monkeypatch: pyte
         """Forgets the constants."""
 
     monkeypatch.setattr(compaction.slicing, "add_bias", wrong)
-    with pytest.raises(ValueError, match=r"gives other outputs: they differ by 0\.\d+ of the largest"):
+    with pytest.raises(ValueError, match=r"gives different outputs: they differ by 0\.\d+ of the largest"):
         compact(model, SMALL)
 
 

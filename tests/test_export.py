@@ -90,7 +90,7 @@ def test_artefacts_of_the_first_format_are_read(tmp_path: Path):
     arch.write_text('{"format": 1, "architecture": {"name": "resnet20", "num_classes": 10}}')
     assert torch.equal(artifact.load(tmp_path)(torch.ones(1, *SMALL)), model.eval()(torch.ones(1, *SMALL)))
     arch.write_text('{"format": 3}')
-    with pytest.raises(ValueError, match="format 3; this version reads 1 to 2"):
+    with pytest.raises(ValueError, match="format 3; this version reads formats 1 to 2"):
         artifact.load(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     size = ["--input-shape", *map(str, SMALL)]
     export.main([str(run), "--torch-export", str(tmp_path / "a.pt2"), *size])
     assert f"{tmp_path}/a.pt2: outputs agree within" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"error: .* holds no arch\.json"):
+    with pytest.raises(SystemExit, match=r"error: .* contains no arch\.json"):
         export.main([str(tmp_path), "--onnx", "a.onnx"])
     with pytest.raises(SystemExit, match=r"error: name the file .*a\.onnx"):
         export.main([str(run), "--onnx", "a.bin"])

@@ -155,7 +155,7 @@ def test_a_hubs_file_runs_no_code(torch_cache: Path, monkeypatch: pytest.MonkeyP
 def test_a_hub_out_of_reach_is_said(torch_cache: Path):
     assert not list(torch_cache.iterdir())
     with pytest.raises(
-        ConnectionError, match=r"IMAGENET1K_V1 of resnet50 could not be fetched.*safetensors.*no network"
+        ConnectionError, match=r"IMAGENET1K_V1 of resnet50 could not be downloaded.*safetensors.*no network"
     ):
         pretrained.load_weights(network(0, "resnet50", 1000), "IMAGENET1K_V1")
 
@@ -193,7 +193,7 @@ def test_timm_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="hub of timm/test_resnet could not be fetched"):
+    with pytest.raises(ConnectionError, match="hub of timm/test_resnet could not be downloaded"):
         pretrained.load_weights(network(0, "timm/test_resnet", 1000), "hub")
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.config import added
 from compression.criteria.chunks import ChunkedLoss, check_chunk_size
-from compression.criteria.functional import check_batches, detached_buffers, training_mode
+from compression.criteria.functional import check_batches, detached_buffers
 from compression.criteria.rounds import Criterion
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable
+from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
 
 
@@ -52,7 +53,7 @@ def grasp(
     weights = {f"model.{name}": weight.detach().requires_grad_() for name, weight in prunable(model).items()}
     parameters = {**{name: p.detach() for name, p in tempered.named_parameters()}, **weights}
     inputs, buffers = list(weights.values()), detached_buffers(tempered)
-    with training_mode(model), torch.enable_grad(), CheapSecondOrder():
+    with in_mode(model, training=True), torch.enable_grad(), CheapSecondOrder():
         # Two passes: the second multiplies by the whole gradient, which is known only after the first.
         first, second = ChunkedLoss(objective, chunk_size), ChunkedLoss(objective, chunk_size)
         parts = [first.gradients(tempered, parameters, buffers, part, inputs) for part in batches]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.config import added
 from compression.criteria.chunks import ChunkedLoss, check_chunk_size
-from compression.criteria.functional import check_batches, detached_buffers, scoring_copy, total_loss, training_mode
+from compression.criteria.functional import check_batches, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
 from compression.criteria.rounds import Criterion
 from compression.criteria.second_order import CheapSecondOrder, fast_images, fast_layout
 from compression.masks import prunable
+from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
 
 
@@ -51,11 +53,11 @@ def prospr(
 
 def _full(model: nn.Module, batches: Sequence[Batch], objective: Objective, lr: float) -> dict[str, Tensor]:
     *inner, last = [fast_images(batch) for batch in batches]
-    objective, buffers = scoring_copy(objective), detached_buffers(model)
+    objective, buffers = copy.deepcopy(objective), detached_buffers(model)
     mask = {name: torch.ones_like(w, requires_grad=True) for name, w in prunable(model).items()}
     start = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     theta: dict[str, Tensor] = {name: fast_layout(mask[name] * p if name in mask else p) for name, p in start.items()}
-    with training_mode(model), torch.enable_grad(), CheapSecondOrder():
+    with in_mode(model, training=True), torch.enable_grad(), CheapSecondOrder():
         for batch in inner:
             loss = total_loss(model, theta, buffers, objective, batch)
             gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
@@ -75,7 +77,7 @@ def _first_order(
     loss, buffers = ChunkedLoss(objective, chunk_size), detached_buffers(model)
     theta = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     weights = prunable(model)
-    with training_mode(model), torch.enable_grad():
+    with in_mode(model, training=True), torch.enable_grad():
         for batch in inner:
             gradients = loss.gradients(model, theta, buffers, batch, list(theta.values()))
             theta = {

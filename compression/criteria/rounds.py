@@ -1,4 +1,4 @@
-"""What a criterion that is made for several rounds declares about them; `allocation.iterate` goes by it."""
+"""What a criterion declares about pruning in rounds; `allocation.iterate` uses it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TypeAlias, TypeVar
 from torch import Tensor
 
 Criterion: TypeAlias = Callable[..., dict[str, Tensor]]
-"""(model, batches, objective) -> scores; one with a parameter `masks` scores a pruned network itself."""
+"""(model, batches, objective) -> scores. A criterion with a parameter `masks` scores a pruned network itself."""
 
 F = TypeVar("F", bound=Criterion)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How the rounds of a criterion go where it says nothing else.
+    """Rounds of pruning, with the values of a criterion that declares nothing.
 
     pruned_return: whether a weight pruned in one round may be kept in the next.
-    num_kept: from N * density, a real number, to the count kept by a round before the last. The last round keeps
-        what the asked sparsity says.
+    num_kept: N * density, a real number -> number of weights kept by a round before the last. The last round keeps
+        what the requested sparsity gives.
     """
 
     pruned_return: bool = False
@@ -30,7 +30,7 @@ class Rounds:
 
 
 def in_rounds(rounds: Rounds) -> Callable[[F], F]:
-    """Decorator of a criterion whose rounds differ from the usual."""
+    """Decorator for a criterion with other rounds than the default."""
 
     def declare(criterion: F) -> F:
         vars(criterion)["rounds"] = rounds
@@ -40,7 +40,7 @@ def in_rounds(rounds: Rounds) -> Callable[[F], F]:
 
 
 def rounds_of(criterion: Criterion) -> Rounds:
-    """What `criterion`, or the function behind a functools.partial, declared."""
+    """The declaration of `criterion`, or of the function in a functools.partial."""
     while isinstance(criterion, functools.partial):
         criterion = criterion.func
     return getattr(criterion, "rounds", Rounds())

@@ -1,13 +1,12 @@
-"""Convolution and BatchNorm whose gradients can be differentiated once more at a fair price.
+"""Faster second derivatives of convolution and BatchNorm.
 
-PyTorch's own second derivatives are general: that of a convolution runs as convolutions with images for kernels, that
-of BatchNorm as dozens of passes over the activations. For a ResNet-18 on a CPU the two double the cost of a
-meta-gradient. Here are the same derivatives in closed form, by the kernels that training uses.
+PyTorch's second derivatives are general: that of a convolution uses convolutions with images as kernels, that of
+BatchNorm dozens of passes over the activations. For a ResNet-18 on a CPU, the two double the cost of a meta-gradient.
+Here are the same derivatives in closed form, computed with the kernels that training uses.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ aten = torch.ops.aten
 
 
 def fast_layout(tensor: Tensor) -> Tensor:
-    """Images and convolution weights in channels_last on a CPU, where plain ones are copied around each convolution."""
+    """Images and convolution weights in channels_last on a CPU, which avoids a copy around each convolution."""
     if tensor.ndim != 4 or tensor.device.type != "cpu":
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
@@ -31,16 +30,14 @@ def fast_layout(tensor: Tensor) -> Tensor:
 
 def fast_images(batch: Batch) -> Batch:
     """The batch with all its images in `fast_layout`."""
-    views = {"paired": batch.paired, "second_view": batch.second_view}
-    fast = {name: view if view is None else fast_layout(view) for name, view in views.items()}
-    return dataclasses.replace(batch, images=fast_layout(batch.images), **fast)
+    return batch.map_images(fast_layout)
 
 
 class CheapSecondOrder(TorchFunctionMode):
-    """Inside this context 2-d convolutions and train-mode BatchNorm have the second derivatives of this file.
+    """In this context, 2-d convolutions and train-mode BatchNorm have the second derivatives of this file.
 
-    They can be differentiated twice, not three times. BatchNorm leaves its running statistics as they are. What it does
-    not know (padding by name, BatchNorm in eval mode) is left to PyTorch.
+    They can be differentiated twice, not three times. BatchNorm does not update its running statistics. Unsupported
+    cases (padding by name, BatchNorm in eval mode) use PyTorch's derivatives.
     """
 
     def __torch_function__(
@@ -136,7 +133,7 @@ def _batch_norm(
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if x.numel() == x.shape[1]:
-        raise ValueError("BatchNorm in train mode needs more than 1 value per channel: score with more images at once")
+        raise ValueError("BatchNorm in train mode needs more than 1 value per channel: score more images at once")
     return _BatchNorm.apply(x, weight, bias, eps)  # pyright: ignore[reportReturnType]
 
 
@@ -187,7 +184,7 @@ class _BatchNormBackward(Function):
         wrp, c, a = _batch_norm_backward(vx, x, weight, mean, r, ctx.eps)
         q = _channel_products(vx, gy) - (a * b + c * d) / num
         ggy = wrp.addcmul_(x, (vw * r).view(per_channel)).add_((shift - vw * r * mean).view(per_channel))
-        # P of each is written out, so that all of x's gradient is one sum of gy, vx and x with factors a channel.
+        # With P written out, the gradient of x is a sum of gy, vx and x with one factor per channel each.
         of_gy, of_vx = vw * r - w * r.square() * c / num, -w * r.square() * d / num
         of_xhat = -(of_gy * d + of_vx * c + w * r.square() * q) / num
         constant = -(of_gy * b + of_vx * a) / num - of_xhat * r * mean

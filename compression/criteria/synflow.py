@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compression.batch import Batch
-from compression.criteria.functional import check_batches, in_mode
+from compression.criteria.functional import check_batches
 from compression.criteria.rounds import Criterion
 from compression.masks import prunable
+from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
 
 
