@@ -121,7 +121,7 @@ def depends_on_values(x: Tensor) -> Tensor:
         (Twice(), r"'conv' \(Conv2d\) runs more than once"),
         (Added(), "stem"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no convolution or linear layer"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "no channel that could be removed"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "no channel that can be removed"),
         (nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.Flatten()), "0 has a parametrization"),
         (nn.Conv2d(3, 4, 1), "not one tensor of logits"),
     ],
