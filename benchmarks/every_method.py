@@ -44,7 +44,7 @@ def methods(dense: Experiment) -> list[MethodConfig]:
 
 def experiments(root: Path, seeds: Sequence[int]) -> list[Experiment]:
     """All runs; the teachers of Prune-then-Distill and PDD are of the first seed, as in the recipes."""
-    data = Images(str(root), "CIFAR-10 subset, 16 px", 16)
+    data = Images(root=str(root), name="CIFAR-10 subset, 16 px", image_size=16)
     training = Training(epochs=3, batch_size=128, optimizer=SGD(lr=0.1), schedule=Cosine())
     dense = Experiment(Dense(), "resnet20", data, training, seeds[0])
     found = []

@@ -344,7 +344,7 @@ def test_partners_are_of_the_class_and_views_differ(loader: Loader) -> None:
 
 def test_partner_pixels_are_the_partners(imagenet: ImageNet) -> None:
     """Without augmentation each partner is, pixel for pixel, some training image of the sample's class."""
-    loader = open_loader(Digits(Augmentation(0, False)), 0, "cpu")
+    loader = open_loader(Digits(augmentation=Augmentation(0, False)), 0, "cpu")
     everything = loader.batch_at("train", 0, torch.arange(loader.info.sizes["train"]), frozenset({"paired"}))
     assert everything.paired is not None
     by_pixels = {

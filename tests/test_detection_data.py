@@ -108,7 +108,7 @@ class Roots:
             side = "512" if backend == "ffcv" else "100"
             arguments = ["--source", str(self.folder / "folder"), "--out", str(root), "--subset", "--workers", "0"]
             assert prepare.main(["voc2012", *arguments, "--write", "raw", "--max-side", side]) == 0
-        config = VOC(str(root), "2012", SIZE, val_fraction=0, subset=True)
+        config = VOC(root=str(root), years="2012", image_size=SIZE, val_fraction=0, subset=True)
         return replace(config, backend="folder" if backend == "folder" else "ffcv", **changes)
 
 

@@ -34,7 +34,7 @@ def cub_epsd(choices: Choices, scratch: Path) -> Experiment:
     if choices.smoke:
         root, name = write_digits_as_cub(scratch / "digits-as-cub"), "digits-as-cub"
         training = Training(epochs=1, batch_size=32, optimizer=optimizer, schedule=schedule)
-        data = CUB(str(prepared(root, "cub", name)), name, image_size=16, resize=20)
+        data = CUB(root=str(prepared(root, "cub", name)), name=name, image_size=16, resize=20)
         return choices.taught(Experiment(compress, "resnet20", data, training))
     training = Training(epochs=200, batch_size=32, optimizer=optimizer, schedule=schedule)
     return choices.taught(Experiment(compress, "resnet18", CUB(), training))

@@ -129,4 +129,4 @@ def schedule_of(choices: Choices) -> Schedule:
 def smoke_data(scratch: Path) -> ImageNet:
     """Real digits in ImageNet's layouts: folders of JPEG files, and FFCV's where that is installed."""
     root, name = write_digits_as_imagenet(scratch / "digits-as-imagenet"), "digits-as-imagenet"
-    return ImageNet(str(prepared(root, "imagenet", name)), name, image_size=16, resize=20)
+    return ImageNet(root=str(prepared(root, "imagenet", name)), name=name, image_size=16, resize=20)

@@ -1,58 +1,47 @@
-"""What is said of data for detection: plain frozen values, as in `config.py`."""
+"""What an experiment says about data for detection; as in `pipelines/data/config.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.data.config import check_val_fraction, label_of
-from pipelines.identity import PLACE
+from pipelines.data.config import FileData
 
 
 @dataclass(frozen=True)
 class DetectionAugmentation:
-    """Random changes of a training image and its boxes; evaluation sees none of them."""
+    """Random changes of training images and their boxes. Evaluation has none."""
 
     crop: bool = True
-    """Whether a part of the image that holds the centre of an object is cropped and enlarged."""
+    """Crop and enlarge a part of the image that contains the centre of an object."""
 
     flip: bool = True
-    """Whether half of the images are mirrored left to right."""
+    """Flip half of the images left to right."""
 
 
-@dataclass(frozen=True)
-class VOC:
-    """Pascal VOC's objects in boxes, from the official folder VOCdevkit; images are letterboxed."""
-
-    root: str = field(default="data", metadata=PLACE)
-    """Folder that holds VOCdevkit, or is it; for ffcv, where prepare wrote."""
+@dataclass(frozen=True, kw_only=True)
+class VOC(FileData):
+    """Pascal VOC's objects with boxes. The root holds the folder VOCdevkit or is it. Images are letterboxed."""
 
     years: Literal["2007", "2012", "2007+2012"] = "2007+2012"
     """2007 or 2007+2012: trained on trainval of each year, tested on VOC2007's test list; 2012, which has no public
     test list: trained on its train list, tested on its val list"""
 
     image_size: int = 320
-    """Height and width in pixels of what the network sees. 320 is ours: each paper's detector has a size of its own."""
+    """Height and width in pixels of the network's input. 320 is our choice: each paper's detector has its own size."""
 
     augmentation: DetectionAugmentation = DetectionAugmentation()
     """Random crop and flip of training images."""
-
-    val_fraction: float = 0.1
-    """Share of the training images held out for validation; 0 for none."""
 
     backend: Literal["folder", "ffcv"] = "folder"
     """folder: decoded by processes from the official files; ffcv: decoded by threads from what pipelines/prepare.py
     wrote into root"""
 
-    subset: bool = False
-    """root holds a part of the data set only; the data set's name then says so"""
-
     def __post_init__(self) -> None:
-        check_val_fraction(self.val_fraction)
+        super().__post_init__()
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
 
     @property
-    def label(self) -> str:
-        """The data set's name in tables and tags."""
-        return label_of("voc" + "+".join(year[2:] for year in self.years.split("+")), self.subset)
+    def name(self) -> str:
+        return "voc" + "+".join(year[2:] for year in self.years.split("+"))

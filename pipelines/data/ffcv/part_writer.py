@@ -148,11 +148,12 @@ class _Tally:
 
 
 def _died(error: WorkerDied, part: Any, chunks: Sequence[range]) -> str:
-    """What to say of a worker that is gone."""
-    rows = [chunks[number] for number in error.items]
-    had = f" It had the images from {part.name(rows[0][0])} to {part.name(rows[-1][-1])}." if rows else ""
-    memory = " Linux ends processes so where memory runs out: try fewer --workers." if error.how == "SIGKILL" else ""
-    return f"{error}.{had}{memory} Nothing was kept"
+    """The message for a worker process that died."""
+    first, last = part.name(chunks[error.items[0]][0]), part.name(chunks[error.items[-1]][-1])
+    return (
+        f"{error}. It worked on one of the images from {first} to {last}. If memory ran out, use fewer --workers. "
+        "Nothing was kept"
+    )
 
 
 def _sha256(path: Path, what: str, report: Report) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import PIL
 
+from cluster.atomic import publish_files
 from pipelines.data.ffcv.fields import WithBoxes
 from pipelines.data.ffcv.installed import require_installed
 from pipelines.data.ffcv.part_writer import Job, Report, check, write_part
 from pipelines.data.preparing import manifest
 from pipelines.data.preparing.manifest import Manifest, PartFile
-from pipelines.data.preparing.workspace import publish, workspace
+from pipelines.data.preparing.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: 
             return found
         parts = {name: write_part(job, name, folder, most_objects, workers, report) for name in job.source.parts}
         manifest.write(_manifest(job, parts, _versions()), folder)
-        publish(folder, out, manifest.FILE)
+        publish_files(folder, out, manifest.FILE)
     return manifest.read(out)
 
 

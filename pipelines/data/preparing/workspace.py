@@ -30,25 +30,6 @@ def workspace(out: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, out: Path, last: str) -> None:
-    """Move what is in `folder` to `out`: all at once where nothing is there, otherwise one by one, `last` at the end.
-
-    An older file `last` in `out` goes first, so that it never stands beside files that it does not mean.
-    """
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-    if not out.exists():
-        folder.rename(out)
-        _sync(out.parent)
-        return
-    (out / last).unlink(missing_ok=True)
-    _sync(out)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-        path.replace(out / path.name)
-        _sync(out)
-
-
 def _beside(out: Path) -> Path:
     """Beside `out`; or in it, where it is a mounted file system or its parent cannot be written."""
     name = f".{out.name}-prepare"
@@ -86,11 +67,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
