@@ -27,11 +27,12 @@ from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import read_whole
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.loading.views import Opened
 from pipelines.data.preparing.convert import prepare
 from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
 from pipelines.data.preparing.sets import storage
 from pipelines.data.source import Files, Source
-from pipelines.data.stores import Opened, in_memory
+from pipelines.data.stores import in_memory
 from pipelines.execute import environment
 
 Images = tuple[Tensor, Tensor]

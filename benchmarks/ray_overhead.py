@@ -26,7 +26,7 @@ from compression.batch import Batch
 from compression.methods import METHODS, Dense
 from pipelines.data.config import Digits
 from pipelines.data.loader import Loader
-from pipelines.data.stores import Opened
+from pipelines.data.loading.views import Opened
 from pipelines.execute import environment
 from pipelines.experiment import Experiment, Placement, Training
 from pipelines.optimizers import SGD

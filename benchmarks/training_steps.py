@@ -25,7 +25,8 @@ from pipelines.context import RunContext
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
 from pipelines.data.loading.arrays import read_digits
-from pipelines.data.stores import Opened, in_memory
+from pipelines.data.loading.views import Opened
+from pipelines.data.stores import in_memory
 from pipelines.evaluation import autocast
 from pipelines.execute import environment
 from pipelines.experiment import Experiment, Training

@@ -26,9 +26,8 @@ from pipelines.data.ffcv.store import BetonStore
 from pipelines.data.loader import Loader
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
-from pipelines.data.loading.views import Request, Store, View
+from pipelines.data.loading.views import Opened, Request, Store, View
 from pipelines.data.source import Pixels
-from pipelines.data.stores import Opened
 
 CPU = torch.device("cpu")
 NOTHING: frozenset[str] = frozenset()

@@ -19,8 +19,8 @@ from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Di
 from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import Arrays
 from pipelines.data.loading.memory import MemoryStore
-from pipelines.data.loading.views import Request, Store, batch_of
-from pipelines.data.stores import Opened, open_store
+from pipelines.data.loading.views import Opened, Request, Store, batch_of
+from pipelines.data.stores import open_store
 
 FEW = 1024
 """Images that a stand-in really holds: the same come again and again."""

@@ -22,7 +22,7 @@ from cluster.worker import Worker
 from compression import cost
 from pipelines.data.config import Resolution
 from pipelines.data.loader import Loader
-from pipelines.data.stores import Opened
+from pipelines.data.loading.views import Opened
 from pipelines.evaluation import evaluate
 from pipelines.experiment import Placement, Training
 from pipelines.run_folder import RunFolder

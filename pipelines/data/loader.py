@@ -15,8 +15,8 @@ from compression.batch import Batch, Info
 from pipelines.data.config import Data, Resolution
 from pipelines.data.detection.config import VOC
 from pipelines.data.loading import draws, splits
-from pipelines.data.loading.views import NEEDS, Request, View
-from pipelines.data.stores import Opened, open_store
+from pipelines.data.loading.views import NEEDS, Opened, Request, View
+from pipelines.data.stores import open_store
 
 __all__ = ["NEEDS", "Loader", "open_loader"]
 

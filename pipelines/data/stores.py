@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, Images, TinyImageNet
 from pipelines.data.detection.config import VOC
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
 from pipelines.data.loading.memory import MemoryStore
-from pipelines.data.loading.views import NEEDS, Store
+from pipelines.data.loading.views import Opened
 
 Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
 """Data that `pipelines/prepare.py` writes for FFCV."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A store, and what it holds.
-
-    labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows.
-    input_shape: (channels, height, width) of evaluation's images.
-    fingerprint: a short hash of what the data is, the same wherever it lies.
-    needs: what a batch can hold beyond images and labels.
-    """
-
-    store: Store
-    labels: Mapping[str, Tensor]
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    fingerprint: str
-    needs: frozenset[str] = NEEDS
 
 
 def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:

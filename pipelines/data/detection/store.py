@@ -21,9 +21,8 @@ from compression.batch import Batch
 from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, draw_flips, padded
 from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loading.geometry import Letterbox
-from pipelines.data.loading.views import Finish, Request, Store
+from pipelines.data.loading.views import Finish, Opened, Request, Store
 from pipelines.data.source import RGB, Source
-from pipelines.data.stores import Opened
 
 if TYPE_CHECKING:
     from pipelines.data.ffcv.beton import Beton

@@ -19,7 +19,7 @@ from pipelines.data.ffcv.beton import AGAIN, Beton
 from pipelines.data.ffcv.host_finish import HostFinish
 from pipelines.data.ffcv.kernels import JPEG, kernels
 from pipelines.data.loading.geometry import Geometry, Plan
-from pipelines.data.loading.prefetch import Ahead
+from pipelines.data.loading.prefetch import prefetch
 from pipelines.data.loading.side_stream import SideStream
 from pipelines.data.loading.views import Finish, Request, View, batch_of
 from pipelines.data.source import RGB
@@ -56,7 +56,7 @@ class BetonStore:
         self._start_threads()
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        with contextlib.closing(Ahead(self._batches(requests), WAITING)) as batches:
+        with contextlib.closing(prefetch(self._batches(requests), WAITING)) as batches:
             for batch, done in batches:
                 yield self._side.hand_over(batch, done)
 

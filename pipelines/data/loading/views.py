@@ -59,6 +59,24 @@ class Store(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A store, and what it holds.
+
+    labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows.
+    input_shape: (channels, height, width) of evaluation's images.
+    fingerprint: a short hash of what the data is, the same wherever it lies.
+    needs: what a batch can hold beyond images and labels.
+    """
+
+    store: Store
+    labels: Mapping[str, Tensor]
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    fingerprint: str
+    needs: frozenset[str] = NEEDS
+
+
 class Finish:
     """The last steps, in batch and on the device: flip as uint8, then convert and normalise."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.data.ffcv.fields import Storage
 from pipelines.data.source import Source
@@ -37,49 +38,14 @@ class Set:
     named: bool = False
 
 
-def _cifar10(root: Path, name: str) -> Source:
-    from pipelines.data.readers import cifar
+def _readers() -> Any:
+    from pipelines.data import readers  # with torchvision, whose import takes seconds
 
-    return cifar.read("cifar10", root)
-
-
-def _cifar100(root: Path, name: str) -> Source:
-    from pipelines.data.readers import cifar
-
-    return cifar.read("cifar100", root)
-
-
-def _tiny_imagenet(root: Path, name: str) -> Source:
-    from pipelines.data.readers import tiny_imagenet
-
-    return tiny_imagenet.read(root)
-
-
-def _imagenet(root: Path, name: str) -> Source:
-    from pipelines.data.readers import imagenet
-
-    return imagenet.read(root, name)
-
-
-def _cub(root: Path, name: str) -> Source:
-    from pipelines.data.readers import cub
-
-    return cub.read(root, "cub200" if name == "cub" else name)
-
-
-def _images(root: Path, name: str) -> Source:
-    from pipelines.data.readers import images
-
-    return images.read(root, name)
+    return readers
 
 
 def _voc(*years: str) -> Callable[[Path, str], Source]:
-    def read(root: Path, name: str) -> Source:
-        from pipelines.data.readers import voc
-
-        return voc.read(root, years, "detection")  # pyright: ignore[reportReturnType] (its parts have boxes, not labels)
-
-    return read
+    return lambda root, name: _readers().voc.read(root, years, "detection")
 
 
 def _fixed(size: int) -> Storage:
@@ -92,12 +58,33 @@ def _mixed(name: str) -> Storage:
 
 
 SETS: dict[str, Set] = {
-    "cifar10": Set(_cifar10, _fixed(32), "CIFAR-10's python archive or its folder"),
-    "cifar100": Set(_cifar100, _fixed(32), "CIFAR-100's python archive or its folder"),
-    "tiny_imagenet": Set(_tiny_imagenet, _fixed(64), "Tiny-ImageNet's zip or its folder"),
-    "imagenet": Set(_imagenet, _mixed("ffcv_imagenet"), "ImageNet's tars, or train/ and val/", named=True),
-    "cub": Set(_cub, Storage(None, 500), "CUB_200_2011", named=True),
-    "images": Set(_images, _fixed(64), "any train/<class>/* and test/<class>/* or val/<class>/*", named=True),
+    "cifar10": Set(
+        lambda root, name: _readers().cifar.read("cifar10", root), _fixed(32), "CIFAR-10's python archive or its folder"
+    ),
+    "cifar100": Set(
+        lambda root, name: _readers().cifar.read("cifar100", root), _fixed(32), "CIFAR-100's python archive or folder"
+    ),
+    "tiny_imagenet": Set(
+        lambda root, name: _readers().tiny_imagenet.read(root), _fixed(64), "Tiny-ImageNet's zip or its folder"
+    ),
+    "imagenet": Set(
+        lambda root, name: _readers().imagenet.read(root, name),
+        _mixed("ffcv_imagenet"),
+        "ImageNet's tars, or train/ and val/",
+        named=True,
+    ),
+    "cub": Set(
+        lambda root, name: _readers().cub.read(root, "cub200" if name == "cub" else name),
+        Storage(None, 500),
+        "CUB_200_2011",
+        named=True,
+    ),
+    "images": Set(
+        lambda root, name: _readers().images.read(root, name),
+        _fixed(64),
+        "any train/<class>/* and test/<class>/* or val/<class>/*",
+        named=True,
+    ),
     "voc2007": Set(_voc("2007"), _mixed("ffcv_imagenet"), "VOCdevkit/VOC2007, detection"),
     "voc2012": Set(_voc("2012"), _mixed("ffcv_imagenet"), "VOCdevkit/VOC2012, detection"),
     "voc": Set(_voc("2007", "2012"), _mixed("ffcv_imagenet"), "both years of VOC, detection"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.loading.prefetch import Ahead
+from pipelines.data.loading.prefetch import prefetch
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +44,19 @@ def _numbers(made: list[int], last: int | None = None) -> Generator[int, None, N
 
 def test_items_come_in_order_and_end() -> None:
     made: list[int] = []
-    ahead = Ahead(_numbers(made, 9), 2)
+    ahead = prefetch(_numbers(made, 9), 2)
     assert list(ahead) == list(range(10))
     assert list(ahead) == []  # and does not wait for a thread that has ended
     assert made == [*range(10), -1]
-    assert list(Ahead(_numbers([], -1), 2)) == []
+    assert list(prefetch(_numbers([], -1), 2)) == []
 
 
 def test_no_more_wait_than_was_said() -> None:
     made: list[int] = []
-    ahead = Ahead(_numbers(made), 3)
-    _wait_until(lambda: len(made) == 3)
-    time.sleep(0.05)
-    assert made == [0, 1, 2]
+    ahead = prefetch(_numbers(made), 3)
     assert next(ahead) == 0
     _wait_until(lambda: len(made) == 4)
+    time.sleep(0.05)
     ahead.close()
     assert made == [0, 1, 2, 3, -1]
     with pytest.raises(StopIteration):
@@ -72,7 +70,7 @@ def test_an_error_comes_in_its_place() -> None:
         yield 1
         raise ValueError("the third")
 
-    ahead = Ahead(failing(), 5)
+    ahead = prefetch(failing(), 5)
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(ValueError, match="the third"):
         next(ahead)
@@ -82,45 +80,47 @@ def test_an_error_comes_in_its_place() -> None:
 def test_letting_go_ends_the_thread_at_once() -> None:
     made: list[int] = []
     before = threading.active_count()
-    ahead = Ahead(_numbers(made), 1)
+    ahead = prefetch(_numbers(made), 1)
     assert next(ahead) == 0
     del ahead
     assert threading.active_count() == before
     assert made[-1] == -1
 
 
-def test_the_garbage_collector_may_run_where_the_thread_waits() -> None:
+def test_the_garbage_collector_may_run_in_a_thread_for_which_the_pool_waits() -> None:
     ready = threading.Event()
 
     def waiting() -> Generator[int, None, None]:
+        yield 0
         ready.wait(10)
-        collecting = threading.Thread(target=gc.collect, daemon=True)  # finds the iterator
+        collecting = threading.Thread(target=gc.collect, daemon=True)  # finds the generator below
         collecting.start()
         collecting.join()
-        yield 0
+        yield 1
 
     gc.disable()
     try:
-        cycle: list[object] = [Ahead(waiting(), 2)]
+        ahead = prefetch(waiting(), 2)
+        assert next(ahead) == 0
+        cycle: list[object] = [ahead]
         cycle.append(cycle)
-        del cycle
+        del ahead, cycle
         ready.set()
-        _wait_until(lambda: not any(thread.name == "ahead" for thread in threading.enumerate()))
-        assert "ahead" not in {thread.name for thread in threading.enumerate()}
+        _wait_until(lambda: not any(thread.name.startswith("prefetch") for thread in threading.enumerate()))
     finally:
         gc.enable()
 
 
 ENDING = """
 import time
-from pipelines.data.loading.prefetch import Ahead
+from pipelines.data.loading.prefetch import prefetch
 
 def slow():
     while True:
         time.sleep(0.01)
         yield 0
 
-kept = Ahead(slow(), 2)
+kept = prefetch(slow(), 2)
 next(kept)
 """
 
