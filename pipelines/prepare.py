@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> Manifest:
     if options.overwrite or not (options.out / manifest.FILE).exists():
         require_installed()  # before a large source is looked through
     source = chosen.read(options.source, options.name or options.set)
-    source.check_whole(options.subset)
+    source.check_complete(options.subset)
     console = Console(stderr=True)
     announce(source, console)
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
@@ -86,7 +86,7 @@ def announce(source: Source, console: Console) -> None:
     """What was found, before anything is written."""
     counts = ", ".join(f"{len(part):,} {name}" for name, part in source.parts.items())
     lines = [f"{source.name}: {len(source.classes):,} classes, {counts}"]
-    lines += [f"  not the whole: {what}" for what in source.missing]
+    lines += [f"  incomplete: {what}" for what in source.missing]
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 

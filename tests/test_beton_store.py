@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data.ffcv.threads import threads_kept
+from pipelines.data.ffcv.installed import threads_kept
 
 with threads_kept():
     pytest.importorskip("ffcv", reason="FFCV is optional: make ffcv")

@@ -18,7 +18,18 @@ from torchvision.transforms import functional as F
 from compression.batch import Batch
 from pipelines.data import readers as official
 from pipelines.data import source as parts
-from pipelines.data.config import CIFAR10, CIFAR100, Augmentation, Digits, ImageNet, Images, Resolution
+from pipelines.data.config import (
+    CIFAR10,
+    CIFAR100,
+    CUB,
+    Augmentation,
+    Digits,
+    ImageNet,
+    Images,
+    Resolution,
+    TinyImageNet,
+)
+from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.loading import draws, geometry, splits
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
@@ -576,3 +587,42 @@ def test_digits_folder_is_whole_and_written_once(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="other holds something else"):
         write_digits_as_imagenet(tmp_path / "other")
+
+
+IDENTITIES = {
+    "7b80bc2b97d3e9ed": Digits(),
+    "1e011fa9a0daf9c5": Digits(augmentation=Augmentation(crop_padding=2, flip=False), val_fraction=0.2),
+    "9d7db623f5c2e1cf": CIFAR10(),
+    "49d8914f61537ac4": CIFAR10(
+        root="x", augmentation=Augmentation(crop_padding=2, flip=False), backend="ffcv", subset=True
+    ),
+    "13657ef06aac074e": CIFAR100(),
+    "bda59706cf0c00cc": CIFAR100(backend="folder"),
+    "33c84179da3a04df": TinyImageNet(),
+    "95d4fd5c3a4dd3b2": TinyImageNet(backend="ffcv", subset=True),
+    "ab1c498181fc24b2": Images(),
+    "a7f76d2319817aff": Images(name="f", image_size=32, backend="folder"),
+    "7d81b7cd055473c2": ImageNet(),
+    "90e9942ff8976846": ImageNet(
+        name="n",
+        image_size=16,
+        resize=20,
+        backend="ffcv",
+        subset=True,
+        resolution=Resolution(low=160, high=192, start=0.1, end=0.5),
+    ),
+    "b814022edcf683e1": CUB(),
+    "e6763b864f08b1cb": CUB(name="n", image_size=16, resize=20, backend="ffcv", subset=True, val_fraction=0.0),
+    "9c3b17608d8a508a": VOC(),
+    "d47c98483ce308e5": VOC(
+        years="2012",
+        image_size=64,
+        augmentation=DetectionAugmentation(crop=False),
+        backend="ffcv",
+        subset=True,
+    ),
+}
+
+
+def test_stored_runs_keep_the_identity_of_their_data() -> None:
+    assert {identity(config): config for config in IDENTITIES.values()} == IDENTITIES

@@ -634,7 +634,7 @@ class TestManifest:
         some.check(CUB(subset=True), None)
         with pytest.raises(ValueError, match=r"10 of 200 classes.*--data\.subset"):
             some.check(CUB(), None)
-        with pytest.raises(ValueError, match=r"leave out --data\.subset"):
+        with pytest.raises(ValueError, match=r"leave out --subset or --data\.subset"):
             replace(some, missing=()).check(CUB(subset=True), None)
         with pytest.raises(ValueError, match="their own size"):
             replace(some, image_size=64).check(CUB(subset=True), None)

@@ -164,7 +164,7 @@ def test_cifar_whole_in_archive_and_folder(
     unpacked = source(config)
     assert_same_samples(archived, unpacked)
     assert unpacked.missing == ()
-    with pytest.raises(ValueError, match="this is the whole of cifar"):
+    with pytest.raises(ValueError, match="is complete, not a subset"):
         source(dataclasses.replace(config, subset=True))
 
 
@@ -386,7 +386,7 @@ def test_tiny_imagenet_is_the_same_in_each_form(tmp_path: Path) -> None:
 
 def test_tiny_imagenet_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
     root = str(write_tiny(tmp_path, tiny_files()))
-    with pytest.raises(ValueError, match=r"not the whole of tiny-imagenet \(3 of 200 classes; 12 of 100,000 training"):
+    with pytest.raises(ValueError, match=r"tiny-imagenet is incomplete \(3 of 200 classes; 12 of 100,000 training"):
         source(TinyImageNet(root=root))
     assert source(TinyImageNet(root=root, subset=True)).mean == (0.480, 0.448, 0.397)
 
@@ -556,11 +556,11 @@ def test_imagenet_tars_give_what_their_folders_give(tmp_path: Path) -> None:
 
 def test_imagenet_part_or_another_set_in_its_layout(tmp_path: Path) -> None:
     root = str(write_folders(tmp_path))
-    with pytest.raises(ValueError, match=r"not the whole of imagenet \(3 of 1,000 classes; 9 of 1,281,167 training"):
+    with pytest.raises(ValueError, match=r"imagenet is incomplete \(3 of 1,000 classes; 9 of 1,281,167 training"):
         source(ImageNet(root=root))
     assert source(ImageNet(root=root, subset=True)).missing[0] == "3 of 1,000 classes"
     assert source(ImageNet(root=root, name="dogs")).missing == ()
-    with pytest.raises(ValueError, match="this is the whole of dogs, not a subset"):
+    with pytest.raises(ValueError, match="dogs is complete, not a subset"):
         source(ImageNet(root=root, name="dogs", subset=True))
 
 
@@ -711,7 +711,7 @@ def test_cub_by_hand(tmp_path: Path) -> None:
 def test_cub_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
     root = str(write_cub(tmp_path))
     assert len(source(CUB(root=root, subset=True)).parts["train"]) == 6
-    with pytest.raises(ValueError, match=r"not the whole of cub200 \(3 of 200 classes"):
+    with pytest.raises(ValueError, match=r"cub200 is incomplete \(3 of 200 classes"):
         source(CUB(root=root))
 
 
@@ -863,8 +863,8 @@ def test_voc_detection_splits(tmp_path: Path) -> None:
         "3 of 11,540 images of VOC2012 trainval",
         "1 of 4,952 images of VOC2007 test",
     )
-    with pytest.raises(ValueError, match="not the whole of voc2012-detection"):
-        late.check_whole(subset=False)
+    with pytest.raises(ValueError, match="voc2012-detection is incomplete"):
+        late.check_complete(subset=False)
     early = voc.read(tmp_path, ["2007"], "detection")
     assert [len(early.parts[part]) for part in ("train", "test")] == [2, 1]
 

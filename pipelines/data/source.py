@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,23 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """The n objects of one image, n may be 0.
+
+    boxes: (n, 4) float32, left, top, right and bottom in pixels from 0; the width of a box is right - left.
+    labels: (n,) int64, from 1 on.
+    difficult: (n,) bool, hard to recognise; VOC's evaluation ignores them.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set in its official form.
 
@@ -52,7 +69,7 @@ class Source:
     parts: "train" and "test".
     mean, std: per channel, of pixel values / 255.
     fingerprint: 16 hexadecimal digits that say which data this is, wherever it lies.
-    missing: in what it is less than the official whole, for readers ("100 of 200 classes"); empty: it is whole.
+    missing: what is missing of the official data set, as text ("100 of 200 classes"); empty: nothing.
     """
 
     name: str
@@ -63,15 +80,20 @@ class Source:
     fingerprint: str
     missing: tuple[str, ...] = ()
 
-    def check_whole(self, subset: bool) -> None:
-        """ValueError where a part of the data set would stand for the whole, or the other way round."""
-        if self.missing and not subset:
-            raise ValueError(
-                f"this is not the whole of {self.name} ({'; '.join(self.missing)}): fetch the rest, or say that a part "
-                "of it is meant, by --subset (prepare) or --data.subset (training); results then say so"
-            )
-        if subset and not self.missing:
-            raise ValueError(f"this is the whole of {self.name}, not a subset: leave out --subset or --data.subset")
+    def check_complete(self, subset: bool) -> None:
+        """ValueError: the data set is incomplete and not called a subset, or the other way round."""
+        check_complete(self.name, self.missing, subset)
+
+
+def check_complete(name: str, missing: Sequence[str], subset: bool) -> None:
+    """ValueError: the data set `name` is incomplete and not called a subset, or the other way round."""
+    if missing and not subset:
+        raise ValueError(
+            f"{name} is incomplete ({'; '.join(missing)}): get the missing files, or use this part on purpose with "
+            "--subset (prepare.py) or --data.subset (training); the results are then marked as -subset"
+        )
+    if subset and not missing:
+        raise ValueError(f"{name} is complete, not a subset: leave out --subset or --data.subset")
 
 
 def decoded(data: bytes | Path, name: str) -> Image.Image:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,23 +16,13 @@ from torch.nn import functional as F
 from pipelines.data.loading import draws
 from pipelines.data.loading.geometry import candidates, letterboxes
 from pipelines.data.loading.views import CROP, FLIP
+from pipelines.data.source import Boxes
 
 AREA = (0.3, 1.0)
 """Share of the image's area in a crop, which also SSD takes (Liu et al. 2016)."""
 RATIO = (0.5, 2.0)
 """Width over height of a crop, as in SSD."""
 ATTEMPTS = 20
-
-
-class Objects(Protocol):
-    """The n objects of one image: boxes (n, 4) float32, labels (n,) int64 from 1 on, difficult (n,) bool."""
-
-    @property
-    def boxes(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def difficult(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ class PaddedBoxes:
         return PaddedBoxes(*(change(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
-def padded(images: Sequence[Objects]) -> PaddedBoxes:
+def padded(images: Sequence[Boxes]) -> PaddedBoxes:
     """The objects of `images`, which may have none, in one table."""
     counts = torch.tensor([len(image.labels) for image in images], dtype=torch.int64)
     most = int(counts.max()) if len(counts) else 0

@@ -22,7 +22,7 @@ from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, draw_flips, 
 from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loading.geometry import Letterbox
 from pipelines.data.loading.views import Finish, Opened, Request, Store
-from pipelines.data.source import RGB, Source
+from pipelines.data.source import RGB, check_complete
 
 if TYPE_CHECKING:
     from pipelines.data.ffcv.beton import Beton
@@ -158,7 +158,7 @@ def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: in
     from pipelines.data.readers import voc
 
     source = voc.read(config.root, config.years.split("+"), "detection")
-    source.check_whole(config.subset)
+    source.check_complete(config.subset)
     store = FolderStore(source.parts, Letterbox(config.image_size), source.mean, source.std, device, dtype, workers)
     return source, {name: _of_files(part) for name, part in source.parts.items()}, store
 
@@ -174,8 +174,7 @@ def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: in
         raise ValueError(
             f"{found.folder} holds {found.name}, not {wanted}: give the folder that prepare wrote for that"
         )
-    whole = Source(found.name, found.classes, {}, found.mean, found.std, found.source_fingerprint, found.missing)
-    whole.check_whole(config.subset)
+    check_complete(f"{found.name} in {found.folder}", found.missing, config.subset)
     files = {name: Beton.open(found.path(name)) for name in found.parts}
     store = BetonStore(files, Letterbox(config.image_size), found.mean, found.std, device, dtype, workers)
     return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store

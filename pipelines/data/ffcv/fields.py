@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pipelines.data.ffcv.native_jpeg import is_sound
 from pipelines.data.loading import draws
-from pipelines.data.source import Part, decoded
+from pipelines.data.source import Boxes, Part, decoded
 
 LARGEST_SIDE = 16384
 """In pixels. FFCV counts bytes of a page, which holds an image whole, in 32 bits."""
@@ -56,17 +55,6 @@ class Storage:
     def most_bytes(self) -> int:
         """Of one image as pixels."""
         return 3 * (self.image_size or self.max_side or 0) ** 2
-
-
-class Boxes(Protocol):
-    """The objects in an image: (n, 4) float32 left, top, right, bottom in pixels; (n,) int64; (n,) bool."""
-
-    @property
-    def boxes(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def difficult(self) -> Tensor: ...
 
 
 @runtime_checkable

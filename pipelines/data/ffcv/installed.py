@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
-from pipelines.data.ffcv.threads import threads_kept
+import torch
 
 PACKAGES = "libopencv-dev libturbojpeg0-dev pkg-config g++"
 """Debian's packages against which it builds; as in .ci/install-ffcv."""
@@ -39,3 +42,26 @@ def _absent(why: str) -> ValueError:
         f"{PACKAGES}), then run 'make -B ffcv'; the other backends (--data.backend folder, and memory for small "
         "images) do without it and without prepared files"
     )
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Inside, FFCV may be imported: torch keeps its number of threads, and numba starts none.
+
+    FFCV sets both to 1. numba's threads, once started, write a complaint to stdout whenever a process forks.
+    """
+    try:
+        import numba
+    except ImportError:  # then FFCV cannot be imported either, and who tries says so
+        yield
+        return
+    kept, num_threads = numba.set_num_threads, torch.get_num_threads()
+    numba.set_num_threads = lambda n: None
+    try:
+        yield
+    finally:
+        numba.set_num_threads = kept
+        if (compiler := sys.modules.get("ffcv.pipeline.compiler")) is not None:
+            setattr(compiler, "set_num_threads", kept)  # noqa: B010 (the module's type is not known to have it)
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)

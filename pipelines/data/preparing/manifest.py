@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
 from pipelines.data.ffcv.format import HEADER, VERSION
-from pipelines.data.source import RGB
+from pipelines.data.source import RGB, check_complete
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -104,13 +104,7 @@ class Manifest:
                 f"that prepare wrote for {SETS[type(config)]}"
             )
         subset = getattr(config, "subset", False)
-        if self.missing and not subset:
-            raise ValueError(
-                f"{self.folder} is not the whole of {self.name} ({'; '.join(self.missing)}): prepare the whole, or say "
-                "that a part of it is meant, by --data.subset; results then say so"
-            )
-        if subset and not self.missing:
-            raise ValueError(f"{self.folder} is the whole of {self.name}, not a subset: leave out --data.subset")
+        check_complete(f"{self.name} in {self.folder}", self.missing, subset)
         if self.image_size != image_size:
             found, needed = (f"{size} pixels" if size else "their own size" for size in (self.image_size, image_size))
             raise ValueError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import torch
-from torch import Tensor
+
+from pipelines.data.source import Boxes
 
 CLASSES: tuple[str, ...] = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -16,25 +16,6 @@ CLASSES: tuple[str, ...] = (
 """By label: 0 is the background, 1 to 20 are the official classes in alphabetic order."""
 
 _LABELS = {name: label for label, name in enumerate(CLASSES) if label}
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The n objects of one image.
-
-    boxes: (n, 4) float32, left, top, right and bottom in pixels from 0; right and bottom are where a box ends, so that
-    its width is right - left. VOC counts pixels from 1 and means the last one: xmin and ymin less 1, xmax and ymax as
-    they are.
-    labels: (n,) int64, 1 to 20.
-    difficult: (n,) bool, marked as hard to recognise; VOC's evaluation leaves them out.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    difficult: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def parse(data: bytes, name: str, width: int, height: int) -> Boxes:

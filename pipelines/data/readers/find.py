@@ -14,7 +14,7 @@ def source(config: CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB) 
     them.
     """
     found = _read(config)
-    found.check_whole(subset=not isinstance(config, Images) and config.subset)
+    found.check_complete(subset=not isinstance(config, Images) and config.subset)
     return found
 
 

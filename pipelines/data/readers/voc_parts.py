@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.data.readers import checks
-from pipelines.data.readers.boxes import CLASSES, Boxes, parse
-from pipelines.data.source import ImageFiles
+from pipelines.data.readers.boxes import CLASSES, parse
+from pipelines.data.source import Boxes, ImageFiles
 
 BORDER = 255
 """In a mask: pixels between objects, which count for nothing."""
