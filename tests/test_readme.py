@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+
+from compression import models
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,3 +37,23 @@ def test_commands_in_the_readme_name_files_that_are_there():
     named = {word for word in words if word.startswith(("pipelines/", "benchmarks/")) and word.endswith(".py")}
     assert len(named) >= 5
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_example_for_ones_own_network_runs():
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    model = models.build("vgg3", 10)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+
+    def train(model: torch.nn.Module) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    found = {"model": model, "images": images, "labels": labels, "train": train}
+    exec(code, found)
+    assert found["masks"].sparsity == pytest.approx(0.9, abs=1e-4)
+    size = sum(parameter.numel() for parameter in found["small"].parameters())
+    assert size <= sum(parameter.numel() for parameter in model.parameters())
