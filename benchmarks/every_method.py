@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import tables
-from cluster.exit import leave
+from cluster.exit import exit_process
 from compression.criteria import CRITERIA
 from compression.methods import EPSD, PDD, Dense, EarlyPruning, IterativeMagnitude, MethodConfig, PruneThenDistill
 from compression.objectives import OBJECTIVES, CrossEntropyConfig, CSKDConfig
@@ -71,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -175,7 +175,7 @@ def contest(setting: Setting) -> Iterator[Contest]:
         for name, launcher in LAUNCHERS.items():
             storage = Path(folder) / name
             storage.mkdir()
-            group = Group(storage=str(storage), launcher=launcher, workers=setting.workers, patience=PATIENCE)
+            group = Group(storage=str(storage), launcher=launcher, workers=setting.workers, timeout=PATIENCE)
             team = Team(name, body, Task(setting, str(storage)), group, variables)
             teams[name] = stack.enter_context(closing(team))
             starts[name] = Start(*team.wait_for_first_step())

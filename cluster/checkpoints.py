@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-"""Version of the storage's layout; another one cannot be read."""
+"""Version of the storage's layout; no other can be read."""
 
 _STEP = re.compile(r"(\.replaced-)?step-(\d{8,})")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 def file_name(name: str) -> str:
-    """`name`, where it names a file or folder in the folder where it is looked for. ValueError where it leads away."""
+    """`name` if it is a plain file name. ValueError if it could lead out of its folder."""
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no plain file name: letters, digits, '_', '-' and '.' are, '/' is not")
     return name
@@ -35,7 +35,7 @@ def file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `CheckpointStore.save` was given, with all tensors on the CPU."""
+    """The arguments of `CheckpointStore.save`, with all tensors on the CPU."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -51,10 +51,10 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
-        """Make this the latest checkpoint; when it returns, the checkpoint is on the disk.
+        """Write the latest checkpoint; it is on the disk on return.
 
         tensors: group name ("model", "objective.rank0") -> name -> tensor; any device, strides and dtype.
-        state: plain JSON. Checkpoints of higher steps are removed: the run went on from before them.
+        state: plain JSON. Checkpoints of higher steps are removed: the run resumed from an earlier one.
         OSError (a full disk) leaves the earlier checkpoints as they were.
         """
         assert step >= 0
@@ -76,7 +76,7 @@ class CheckpointStore:
         self._remove_others(step)
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint or None; a broken one is skipped with a warning, the last one a ValueError."""
+        """The newest intact checkpoint, or None. A broken one is skipped with a warning, ValueError if all are."""
         paths = self._paths()
         for step in sorted(paths, reverse=True):
             try:
@@ -86,23 +86,23 @@ class CheckpointStore:
                 }
                 return Checkpoint(step, tensors, record["state"])
             except (OSError, ValueError, KeyError, TypeError) as error:
-                if self._paths() != paths:  # a writer has gone on meanwhile, and removed what was being read
+                if self._paths() != paths:  # meanwhile a writer has removed what was being read
                     return self.latest()
                 if step == min(paths):
                     raise ValueError(
                         f"checkpoint {paths[step]} is broken ({error}) and there is no older one: "
                         f"delete {self.folder} to start this run from its beginning"
                     ) from error
-                warnings.warn(f"checkpoint {paths[step]} is broken ({error}): going on from an older one", stacklevel=2)
+                warnings.warn(f"checkpoint {paths[step]} is broken ({error}): using an older one", stacklevel=2)
         return None
 
     def _paths(self) -> dict[int, Path]:
-        """step -> folder. One that was moved aside counts where its replacement did not come to be."""
+        """step -> folder. A `.replaced-` folder counts if a kill prevented its replacement."""
         if not self.folder.is_dir():
             return {}
         found = [(match, path) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-        aside_first = sorted(found, key=lambda item: item[0][1] is None)
-        return {int(match[2]): path for match, path in aside_first}
+        replaced_first = sorted(found, key=lambda item: item[0][1] is None)
+        return {int(match[2]): path for match, path in replaced_first}
 
     def _remove_others(self, step: int) -> None:
         paths = self._paths()
@@ -117,24 +117,24 @@ def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. ValueError that names the file if it is damaged."""
+    """The tensors of a safetensors file, on the CPU. ValueError with the file's name if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        # Not the memory-mapped load_file: these tensors must outlive the file, which keep-k may remove.
+        # Not the memory-mapped load_file: `keep` may remove the file while the tensors are in use.
         return load(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as JSON; NaN and infinities are written in Python's spelling, which read_json reads."""
+    """Write `value` atomically as JSON; NaN and infinities in Python's spelling, which read_json reads."""
     write_atomically(path, _json(value))
 
 
 def read_json(path: Path) -> Any:
-    """The value that `write_json` wrote. ValueError that names the file if it is damaged."""
+    """The value that `write_json` wrote. ValueError with the file's name if it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
@@ -144,12 +144,12 @@ def read_json(path: Path) -> Any:
 def open_storage(root: str | Path) -> Path:
     """The storage folder as an absolute path; made if missing.
 
-    ValueError for what is no local folder, cannot be written, or has another format version.
+    ValueError if it is no local folder, cannot be written, or has another format version.
     """
     folder = _local_folder(str(root))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not tell: root passes them on read-only mounts, and network filesystems have their own.
+        # Permissions are not enough: root ignores them on read-only mounts, and network file systems have their own.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"orchard")
             probe.flush()
@@ -192,7 +192,7 @@ def _tensor_bytes(mapping: Mapping[str, Tensor]) -> bytes:
     storages: set[int] = set()
     for name, tensor in mapping.items():
         copied = tensor.detach().cpu().contiguous()
-        # safetensors takes no two tensors that share memory (tied weights).
+        # safetensors refuses tensors that share memory (tied weights).
         if copied.untyped_storage().data_ptr() in storages:
             copied = copied.clone()
         storages.add(copied.untyped_storage().data_ptr())

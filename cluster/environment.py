@@ -16,14 +16,14 @@ are killed. A spot machine is taken away 120 s after its notice."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment that holds the numeric libraries of a new process to so many threads."""
+    """The environment that limits the numeric libraries of a new process to so many threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {name: str(threads) for name in names}
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables inside the block, for what is started or read there."""
+    """Set these environment variables inside the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,4 +1,4 @@
-"""How a command ends whose exit status is all that a cluster sees of it."""
+"""The end of a command: a cluster sees its exit status only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from typing import NoReturn
 
 
-def leave(status: int) -> NoReturn:
-    """End this process with a status, as sys.exit does; but without Ray's teardown where it is connected to a cluster.
+def exit_process(status: int) -> NoReturn:
+    """sys.exit, but without Ray's teardown where this process is connected to a cluster.
 
-    A thread of Ray's may run through it while its memory is taken down (a segmentation fault, seen once where a machine
-    had been lost): a finished run would then be reported as failed. The cluster sees that its driver has gone.
+    A thread of Ray's may still run while its memory is freed (one segmentation fault was seen, after a machine was
+    lost). A finished run would then be reported as failed. The cluster notices by itself that its driver is gone.
     """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():

@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-PATIENCE = 900.0
-"""Seconds that a worker waits for the others inside a training step, and a group for machines that are missing."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """How to run.
 
-    launcher: "local" (this machine's processes) or "ray" (a Ray Train worker group).
-    workers: 0 for this process; N for one group of N processes that works through the items together.
-    parallel: with workers <= 1, that many single-process workers side by side, each taking the next item.
+    launcher: "local" (processes of this machine) or "ray" (a Ray Train worker group).
+    workers: 0 for this process; N for one group of N processes that share each item.
+    parallel: with workers <= 1, so many independent workers, each of which takes the next item.
     threads: torch and OMP threads of each worker.
     storage: absolute folder; Ray Train keeps its own files in its subfolder "ray".
-    max_failures: how often workers that died are replaced, and go through the unfinished items again: their bodies must
-        then go on from what they have saved. -1 for any number of times.
-    min_workers: on Ray, go on with so many where there are not `workers`, and grow again when they come; None: never.
-    patience: seconds that workers wait for each other in a collective, and Ray for machines that are missing.
+    max_failures: how often workers that died are replaced and run the unfinished items again: the bodies must resume
+        from what they have saved. -1: no limit.
+    min_workers: on Ray, continue with so many if there are not `workers`, and grow again when there are; None: never.
+    timeout: seconds that workers wait for each other in a collective, and Ray for missing machines.
     """
 
     storage: str
@@ -32,7 +29,7 @@ class Group:
     threads: int = 1
     max_failures: int = 0
     min_workers: int | None = None
-    patience: float = PATIENCE
+    timeout: float = 900.0
 
     def __post_init__(self) -> None:
         if self.launcher not in ("local", "ray"):
@@ -52,10 +49,10 @@ class Group:
             raise ValueError(f"--min-workers with --parallel {self.parallel} is not possible: leave one of them out")
         if self.launcher == "ray" and self.workers == 0 and self.parallel == 1:
             raise ValueError("--launcher ray needs --workers 1 or more")
-        if self.max_failures < -1 or self.patience <= 0:
+        if self.max_failures < -1 or self.timeout <= 0:
             raise ValueError(
-                f"--max-failures {self.max_failures} --patience {self.patience} is not possible: use -1 (without end), "
-                "0 or more failures, and a patience of more than 0 seconds"
+                f"--max-failures {self.max_failures} --timeout {self.timeout} is not possible: use -1 (no limit), "
+                "0 or more failures, and a timeout of more than 0 seconds"
             )
         if self.min_workers is not None and (self.launcher != "ray" or not 1 <= self.min_workers <= self.workers):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A lock on a file, that the kernel takes back from the dead."""
+"""A lock on a file that the kernel releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from pathlib import Path
 
 
 class Lock:
-    """Held by one process at a time, on one file: `with Lock(path).acquire(print): ...`.
-
-    The kernel releases it when the process dies, however it dies.
-    """
+    """One process at a time holds the lock of a file: `with Lock(path).acquire(print): ...`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     def acquire(self, on_wait: Callable[[str], None] = lambda text: print(text, file=sys.stderr)) -> Lock:
-        """Wait until the lock is free and take it; while another holds it, `on_wait` is told once who does."""
+        """Take the lock. If another process holds it, tell `on_wait` once which, and wait."""
         assert self._descriptor is None, f"{self.path} is already held here"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -55,7 +52,7 @@ class Lock:
 
 
 def _drop_inherited_locks() -> None:
-    """A forked child shares its parent's locks and would hold them on after the parent's death."""
+    """A forked child shares its parent's locks and would still hold them after the parent's death."""
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()

@@ -1,76 +1,120 @@
-"""ProcessGroup: what ties a worker to the others that share its items: collectives, a barrier, signs of life."""
+"""ProcessGroup: collectives, a barrier between items, and a heartbeat for the workers that share an item."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from cluster.heartbeat import Heartbeat
+from cluster.environment import SHUTDOWN_GRACE_SECONDS
 
-PATIENCE_WITH_THE_FIRST = timedelta(hours=6)
-"""How long workers wait for the first one while it computes alone, and gives signs of life: scoring may take hours."""
+CONTROL_TIMEOUT = timedelta(hours=6)
+"""How long workers wait for worker 0 while it computes alone and its heartbeat goes on: scoring may take hours."""
 
-MEETING_AFTER_FAILURE = timedelta(seconds=30)
+BARRIER_AFTER_FAILURE = timedelta(seconds=30)
 """How long a worker whose item failed waits for the others before it ends the group."""
 
+HEARTBEAT_CHECKS = 20
+"""The heartbeat is checked this often during the timeout; worker 0 is silent if no check in a row saw a change. Checks
+are counted, not seconds: a process that was itself suspended has not checked."""
 
-def exchange(
-    store: dist.Store, rank: int, world_size: int, question: str, answer: str, patience: timedelta
-) -> list[str]:
-    """What each worker answers to a question, in the order of ranks. RuntimeError where one does not, in time."""
-    keys = [f"{question} rank {other}" for other in range(world_size)]
-    store.set(keys[rank], answer)
-    store.wait(keys, patience)
+HEARTBEAT = "heartbeat of worker 0"
+
+
+def exchange(store: dist.Store, rank: int, world_size: int, key: str, value: str, timeout: timedelta) -> list[str]:
+    """Every worker's value of this key, in the order of ranks. RuntimeError if one is missing after the timeout."""
+    keys = [f"{key} rank {other}" for other in range(world_size)]
+    store.set(keys[rank], value)
+    store.wait(keys, timeout)
     return [store.get(key).decode() for key in keys]
 
 
 class ProcessGroup:
-    """What ties a worker to the others of its world: torch's default group, and a gloo group for the body's own use."""
+    """The process groups of one worker: torch's default group, and the gloo group `control` for the body's own use.
 
-    def __init__(self, store: dist.Store, backend: str, rank: int, world_size: int, patience: float) -> None:
+    timeout: seconds after which a collective, the barrier and the heartbeat give up.
+    """
+
+    def __init__(self, store: dist.Store, backend: str, rank: int, world_size: int, timeout: float) -> None:
         self._store, self._backend, self._rank, self._world_size = store, backend, rank, world_size
-        self._patience = timedelta(seconds=patience)
-        self._num_meetings = 0
+        self._timeout = timedelta(seconds=timeout)
+        self._num_barriers = 0
         self._open()
-
-    @contextmanager
-    def watched(self, on_silence: Callable[[str], None]) -> Iterator[None]:
-        """Inside the block, `on_silence` is called in a thread where the first worker gives no sign of life."""
-        heartbeat = Heartbeat(self._store, self._rank, self._patience.total_seconds(), on_silence)
-        try:
-            yield
-        finally:
-            heartbeat.stop()
-
-    def meet(self, failed: bool, stopping: bool = False) -> bool:
-        """Wait until all workers have ended the item; if one failed, make the groups anew. Whether one is stopping.
-
-        They meet at the store, as a failed item may leave a collective in flight on some workers, with which the next
-        one would pair up. Raises RuntimeError where the others do not come: they wait in a collective that this worker
-        has left.
-        """
-        self._num_meetings += 1
-        word = ("failed" if failed else "done") + (" stopping" if stopping else "")
-        patience = MEETING_AFTER_FAILURE if failed else self._patience
-        words = exchange(self._store, self._rank, self._world_size, f"meeting {self._num_meetings}", word, patience)
-        if any(word.startswith("failed") for word in words):
-            dist.destroy_process_group()
-            self._open()
-        return any(word.endswith("stopping") for word in words)
-
-    def close(self) -> None:
-        """Leave the groups."""
-        dist.destroy_process_group()
 
     def _open(self) -> None:
         if not dist.is_initialized():  # Ray Train opens the first default group itself
-            store = dist.PrefixStore(f"groups after meeting {self._num_meetings}", self._store)
+            store = dist.PrefixStore(f"groups after barrier {self._num_barriers}", self._store)
             dist.init_process_group(
-                self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=self._patience
+                self._backend, store=store, rank=self._rank, world_size=self._world_size, timeout=self._timeout
             )
-        control = dist.new_group(backend="gloo", timeout=PATIENCE_WITH_THE_FIRST)
+        control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         assert isinstance(control, dist.ProcessGroup), "every worker is a member"
         self.control = control
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+    def barrier(self, failed: bool, stop: bool) -> bool:
+        """Wait until all workers have ended the item; whether any was asked to stop. New groups if any failed.
+
+        The barrier uses the store: a failed item may leave a collective in flight on some workers, and the next
+        collective would pair up with it. RuntimeError if the others do not come: they wait in a collective that this
+        worker has left.
+        """
+        self._num_barriers += 1
+        timeout = BARRIER_AFTER_FAILURE if failed else self._timeout
+        value = ("failed" if failed else "done") + (", stop" if stop else "")
+        values = exchange(self._store, self._rank, self._world_size, f"barrier {self._num_barriers}", value, timeout)
+        if any("failed" in value for value in values):
+            dist.destroy_process_group()
+            self._open()
+        return any("stop" in value for value in values)
+
+    @contextmanager
+    def heartbeat(self, on_silence: Callable[[str], None]) -> Iterator[None]:
+        """A thread in which worker 0 counts up in the store and the others check it, inside the block.
+
+        `on_silence(reason)` is called in the thread if worker 0 cannot run at all (it is suspended or its machine is
+        cut off), not if it computes for long or its main thread hangs.
+        """
+        # The thread has a connection of its own: some calls block the other one for long.
+        store = self._store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (its stub lacks it)
+        store.set_timeout(self._timeout)
+        ended = threading.Event()
+        target, arguments = (self._watch, (store, ended, on_silence)) if self._rank else (self._beat, (store, ended))
+        thread = threading.Thread(target=target, args=arguments, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            # A process that exits while a thread uses the store is aborted. Where a machine is gone, a call takes long.
+            thread.join(SHUTDOWN_GRACE_SECONDS)
+
+    def _beat(self, store: dist.Store, ended: threading.Event) -> None:
+        number = 0
+        while not ended.wait(self._timeout.total_seconds() / HEARTBEAT_CHECKS):
+            number += 1
+            try:
+                store.set(HEARTBEAT, str(number))
+            except RuntimeError:  # the others, or the store's machine, are gone: the others report that
+                return
+
+    def _watch(self, store: dist.Store, ended: threading.Event, on_silence: Callable[[str], None]) -> None:
+        last, unchanged, seconds = b"", 0, self._timeout.total_seconds()
+        reason = f"no sign of life for {seconds:.0f} s (--timeout)"
+        while unchanged < HEARTBEAT_CHECKS:
+            if ended.wait(seconds / HEARTBEAT_CHECKS):
+                return
+            try:
+                current = store.get(HEARTBEAT) if store.check([HEARTBEAT]) else b""
+            except RuntimeError as error:
+                reason = f"its store does not answer: {str(error).splitlines()[0]}"
+                break
+            unchanged = unchanged + 1 if current == last else 0
+            last = current
+        if not ended.is_set():
+            on_silence(reason)

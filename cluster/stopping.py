@@ -1,7 +1,7 @@
-"""What may be asked of a training from outside: to save what it has, or to save it and end.
+"""Requests to a running training: save a checkpoint, or save and stop.
 
-SIGTERM (`ray job stop`, the notice of a spot machine that runs the command) ends it. Where Ray drains another machine,
-which is what becomes of that one's notice, a checkpoint is enough: the training goes on without it.
+SIGTERM (`ray job stop`, a spot machine that runs the command is taken away) stops it. If Ray drains another machine, a
+checkpoint is enough: the training continues without that machine.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+RESUME = "start the same command again to resume from the last checkpoint"
+
 
 class Stopped(BaseException):
-    """An item ends because it was asked to; what it had done is saved. No Exception: nobody may take it for one."""
+    """An item ends because it was asked to stop; its work is saved. Not an Exception, so that no handler catches it."""
 
     def __init__(self) -> None:
-        super().__init__("stopped by SIGTERM; start the same command again: the run goes on from its last checkpoint")
+        super().__init__(f"stopped by SIGTERM; {RESUME}")
 
 
 class StopRequest(IntEnum):
-    """What is asked of a training; of several wishes the greatest counts."""
+    """What a training is asked to do; the greatest of several requests counts."""
 
     NOTHING = 0
     SAVE = 1
@@ -34,33 +36,31 @@ class StopRequest(IntEnum):
 
 
 class StopSignal:
-    """What this process has been asked. A plain value, as it is set inside a signal handler, or by another thread."""
+    """The request to this process. A plain value: a signal handler or another thread sets it."""
 
     def __init__(self) -> None:
-        self._wish = StopRequest.NOTHING
+        self._request = StopRequest.NOTHING
 
-    def give(self, *_: Any) -> None:
-        """Ask it to stop."""
-        self._wish = StopRequest.STOP
+    def request_stop(self, *_: Any) -> None:
+        self._request = StopRequest.STOP
 
-    def ask_to_save(self) -> None:
-        """Ask it for one checkpoint."""
-        self._wish = max(self._wish, StopRequest.SAVE)
+    def request_save(self) -> None:
+        self._request = max(self._request, StopRequest.SAVE)
 
-    def __call__(self) -> bool:
-        """Whether it is to stop."""
-        return self._wish == StopRequest.STOP
+    @property
+    def stop_requested(self) -> bool:
+        return self._request == StopRequest.STOP
 
     def take(self) -> StopRequest:
-        """What is wished; a checkpoint is asked for once."""
-        wish = self._wish
-        if wish == StopRequest.SAVE:
-            self._wish = StopRequest.NOTHING
-        return wish
+        """The current request. SAVE is returned once, STOP always."""
+        request = self._request
+        if request == StopRequest.SAVE:
+            self._request = StopRequest.NOTHING
+        return request
 
 
 def _default_in_child() -> None:
-    """A forked child (that decodes images, say) is ended by SIGTERM: by that its parent gets rid of it."""
+    """SIGTERM ends a forked child (which decodes images, for example): that is how its parent ends it."""
     if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopSignal):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -69,38 +69,38 @@ os.register_at_fork(after_in_child=_default_in_child)
 
 
 @contextmanager
-def sigterm_notice() -> Iterator[StopSignal]:
-    """A notice that SIGTERM gives, inside the block; outside of the main thread Python takes no signals."""
-    notice = StopSignal()
+def stop_on_sigterm() -> Iterator[StopSignal]:
+    """A StopSignal that SIGTERM sets inside the block. Python handles signals only in the main thread."""
+    stop_signal = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield notice
+        yield stop_signal
         return
-    before = signal.signal(signal.SIGTERM, notice.give)
+    before = signal.signal(signal.SIGTERM, stop_signal.request_stop)
     try:
-        yield notice
+        yield stop_signal
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class Vote:
-    """What the workers of an item do here, together: `match vote()`: nothing, save, or save and raise Stopped().
+    """The common request of the workers of an item: `match vote()`: NOTHING, SAVE, or STOP (save, raise Stopped()).
 
-    Collective: each worker calls it at the same steps, and all get the same answer. A call casts a vote and gives the
-    result of the vote before, which has been counted meanwhile: so nobody waits, and the answer comes one call late.
+    Collective: every worker calls it at the same steps, and all get the same answer. A call starts an all-reduce and
+    returns the result of the one before, which is complete by now: nobody waits, and the answer comes one call late.
     """
 
-    def __init__(self, signal: StopSignal, world_size: int, control: dist.ProcessGroup | None) -> None:
-        self._signal, self._world_size, self._control = signal, world_size, control
-        self._votes = torch.zeros(1, dtype=torch.int32)
-        self._counting: dist.Work | None = None
+    def __init__(self, stop_signal: StopSignal, world_size: int, control: dist.ProcessGroup | None) -> None:
+        self._signal, self._world_size, self._control = stop_signal, world_size, control
+        self._request = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
 
     def __call__(self) -> StopRequest:
         if self._world_size == 1:
             return self._signal.take()
-        if self._counting is not None:
-            self._counting.wait()
-        decided = StopRequest(int(self._votes.item()))
+        if self._pending is not None:
+            self._pending.wait()
+        decided = StopRequest(int(self._request.item()))
         own = StopRequest.STOP if decided == StopRequest.STOP else self._signal.take()
-        self._votes = torch.tensor([own], dtype=torch.int32)
-        self._counting = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
+        self._request = torch.tensor([own], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._request, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
         return decided

@@ -1,4 +1,4 @@
-"""Does each worker see the storage? The driver leaves a marker there, and every worker looks for it."""
+"""Checks that each worker sees the storage: the driver writes a marker file there, and every worker looks for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SECONDS_TO_APPEAR = 10.0
 
 @dataclass(frozen=True)
 class Marker:
-    """A file in the storage, and what is in it."""
+    """A file in the storage, and its content."""
 
     path: str
     content: str
 
 
 @contextmanager
-def marked(storage: str) -> Iterator[Marker]:
-    """A marker of random content in the storage, as long as the block runs."""
+def storage_marker(storage: str) -> Iterator[Marker]:
+    """A marker with random content in the storage, inside the block."""
     marker = Marker(os.path.join(storage, f".seen-by-all-{secrets.token_hex(8)}"), secrets.token_hex(16))
     Path(marker.path).parent.mkdir(parents=True, exist_ok=True)
     Path(marker.path).write_text(marker.content)
@@ -36,15 +36,15 @@ def marked(storage: str) -> Iterator[Marker]:
         Path(marker.path).unlink(missing_ok=True)
 
 
-def complaint(marker: Marker, patience: float = SECONDS_TO_APPEAR) -> str | None:
-    """What is wrong with the storage on this machine, and what to do; None if it is the driver's and can be written."""
+def storage_error(marker: Marker, timeout: float = SECONDS_TO_APPEAR) -> str | None:
+    """What is wrong with the storage on this machine, and what to do; None if it is the driver's and writable."""
     folder = os.path.dirname(marker.path)
     node = f"node {socket.gethostname()} ({_address()})"
-    if not _appears(marker, patience):
+    if not _appears(marker, timeout):
         return (
-            f"{node} does not see the storage {folder} that the driver sees: what lies there is another folder, or "
-            f"none. Mount the same shared folder (NFS, Lustre, EFS...) at {folder} on every node, or name one that "
-            "every node has with --storage"
+            f"{node} does not see the storage {folder} that the driver sees: there is another folder, or none. Mount "
+            f"the same shared folder (NFS, Lustre, EFS...) at {folder} on every node, or give one that every node has "
+            "with --storage"
         )
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -52,14 +52,14 @@ def complaint(marker: Marker, patience: float = SECONDS_TO_APPEAR) -> str | None
             probe.flush()
     except OSError as error:
         return (
-            f"{node} sees the storage {folder} but cannot write there ({error.strerror or error}): mount it for "
-            "writing, or name another folder with --storage"
+            f"{node} sees the storage {folder} but cannot write there ({error.strerror or error}): mount it "
+            "writable, or give another folder with --storage"
         )
     return None
 
 
-def _appears(marker: Marker, patience: float) -> bool:
-    deadline = time.monotonic() + patience
+def _appears(marker: Marker, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return Path(marker.path).read_text() == marker.content

@@ -1,4 +1,4 @@
-"""How a model is trained by one worker or by several: single, ddp, deepspeed, behind one small interface."""
+"""How one or several workers train a model: single, ddp or deepspeed, behind one small interface."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ NAMES = ("single", "ddp", "deepspeed")
 
 
 class Strategy(Protocol):
-    """What a training loop asks for: prepare, then backward and step as often as it likes, then unwrap.
+    """What a training loop calls: prepare, then backward and step for each batch, then unwrap.
 
-    The loop sets learning rates in `optimizer.param_groups`, whatever the strategy makes of the parameters in there.
+    The loop sets learning rates in `optimizer.param_groups`; a strategy may replace the parameters in there.
     """
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """The module to call in training, its parameters equal on all workers. Tensor hooks that are there stay."""
+        """The module to call in training, with equal parameters on all workers. Existing tensor hooks are kept."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Fill the gradients: their mean over the workers. The model may have been called several times before."""
+        """Compute the gradients' mean over the workers. The model may have been called several times before."""
         ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -34,16 +34,16 @@ class Strategy(Protocol):
         ...
 
     def whole(self, model: nn.Module) -> nn.Module:
-        """`model` (what `prepare` was given) with all its weights on this worker: to evaluate, to check, to store.
+        """`model` (the argument of `prepare`) with all its weights on this worker, for evaluation and checkpoints.
 
-        Collective; the model itself where it has them, else a copy that holds until the next step.
+        Collective. The model itself if it has all weights, else a copy that is valid until the next step.
         """
         ...
 
     def state(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-        """ "parameter name/key" -> whole tensor, for everything the optimiser remembers of a parameter; collective.
+        """ "parameter name/key" -> full tensor, of the optimiser's state; collective.
 
-        The same under every strategy, stage and number of workers, so that a training may go on under another.
+        The same for every strategy, stage and number of workers, so that a training can resume with another.
         """
         ...
 
@@ -52,14 +52,14 @@ class Strategy(Protocol):
         ...
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The model that `prepare` was given, plain again; `model` is what `prepare` returned. Collective."""
+        """The model that `prepare` was given, without wrappers; `model` is what `prepare` returned. Collective."""
         ...
 
 
 def strategy(name: str, world_size: int, zero: ZeroSettings | None = None) -> Strategy:
-    """The strategy of this name for so many workers; `zero` is for "deepspeed".
+    """The strategy of this name for `world_size` workers; `zero` is for "deepspeed".
 
-    Raises ValueError for a name that is not there, for "single" with several workers, and where DeepSpeed is missing.
+    ValueError for an unknown name, for "single" with several workers, and if DeepSpeed is not installed.
     """
     if name not in NAMES:
         near = get_close_matches(name, NAMES, n=1, cutoff=0)[0]
@@ -104,10 +104,10 @@ class Single:
             name, key = full_name.rsplit("/", 1)
             parameter = parameters[name]
             if value.shape == parameter.shape:
-                # The parameter's own memory layout: fused kernels walk both side by side.
+                # In the parameter's memory layout: fused kernels iterate over both together.
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             elif fused:
-                value = value.to(parameter.device)  # counters of steps: elsewhere torch keeps them on the CPU
+                value = value.to(parameter.device)  # step counters: unfused optimisers keep them on the CPU
             optimizer.state[parameter][key] = value
 
     def unwrap(self, model: nn.Module) -> nn.Module:
@@ -115,9 +115,9 @@ class Single:
 
 
 class DDP(Single):
-    """Several workers, each with the whole model: torch's DistributedDataParallel over the default group.
+    """Several workers, each with the full model: torch's DistributedDataParallel over the default group.
 
-    bucket_mb: MiB of gradients that are reduced in one message; None for torch's choice.
+    bucket_mb: MiB of gradients per all-reduce; None for torch's default.
     """
 
     def __init__(self, world_size: int, bucket_mb: float | None = None) -> None:
@@ -132,12 +132,12 @@ class DDP(Single):
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
             bucket_cap_mb=self._bucket_mb,  # pyright: ignore[reportArgumentType]  (torch takes floats, and tests them)
-            # DDP orders its buckets anew after the first backward, and with the bucket the order changes in which a
-            # ring adds up three or more workers' gradients: a resumed run would differ in the last bit from one that
-            # went through. Looking for unused parameters keeps the first buckets. Two addends have one order only.
+            # DDP rebuilds its buckets after the first backward. That changes the order in which a ring sums the
+            # gradients of three or more workers: a resumed run would differ in the last bit from an uninterrupted one.
+            # find_unused_parameters keeps the first buckets. The sum of two gradients has only one order.
             find_unused_parameters=self._world_size > 2,
-            # static_graph stays off: a step of ResNet-20 takes as long with it (two workers on two cores, medians of 5
-            # alternations: 138 ms without, 159 ms with), and objectives that remember call the model once, then twice.
+            # No static_graph: a step of ResNet-20 is not faster with it (two workers on two cores, medians of 5
+            # alternations: 138 ms without, 159 ms with), and some objectives call the model once, then twice.
         )
 
     def unwrap(self, model: nn.Module) -> nn.Module:

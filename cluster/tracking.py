@@ -1,7 +1,7 @@
-"""The one writer of MLflow: brings a suite's runs level with what the driver knows of them.
+"""Tracker: copies runs from the storage to MLflow.
 
-The store's checkpoints are the record; MLflow is a copy that may lag behind or be lost. So everything here can be said
-twice: a run is found by its identity, and only what is missing of it is written.
+The storage is the record. MLflow is a copy that may lag behind or be lost. So `sync` is idempotent: it finds a run by
+its identity, and writes only what is missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Set where unset: MLflow's own 7 retries of 120 s would hold a driver for many minutes when the server is gone."""
+"""Set where unset: with MLflow's 7 retries of 120 s a driver would hang for many minutes if the server is gone."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the driver knows of one run, as plain data.
+    """What the driver knows about one run.
 
     identity: 16 hexadecimal digits, unique in a suite.
-    params: what the run was asked to do, flattened to dotted names; never changes for one identity.
-    tags: where and how it ran; written until the run is level as FINISHED, then left as they are.
-    metrics: the whole history; (key, step) is written once, and the first value of it stays.
-    artifacts: files with different names, uploaded once the run is FINISHED.
+    params: the experiment, flattened to dotted names; never changes for one identity.
+    tags: where and how it ran; updated until the run is synced as FINISHED.
+    metrics: the whole history; the first value of each (key, step) is written, and never changed.
+    artifacts: files with different names, uploaded when the run is FINISHED.
     """
 
     identity: str
@@ -73,9 +73,9 @@ class Tracker:
     """MLflow at one tracking URI; each suite is an MLflow experiment, each identity in it one run.
 
     uri: `sqlite:///FILE` or `http(s)://HOST:PORT`.
-    artifact_root: folder for the artefacts of a SQLite store; a server decides that itself.
+    artifact_root: folder for the artifacts of a SQLite store; a server has its own.
 
-    ValueError for a URI that cannot work, ConnectionError for a server that does not answer; both name the URI.
+    ValueError for an unsupported URI, ConnectionError if the server does not answer; both name the URI.
     """
 
     def __init__(self, uri: str, artifact_root: Path | None = None) -> None:
@@ -90,15 +90,15 @@ class Tracker:
             self._client.search_experiments(max_results=1)
 
     def sync(self, suite: str, record: RunRecord) -> str:
-        """Write what MLflow does not have of `record` yet; the MLflow run id. A level run costs one search."""
-        level = _digest(record)
+        """Write what MLflow does not have of `record`; returns the MLflow run id. A synced run costs one search."""
+        digest = _digest(record)
         with self._reaching():
             experiment = self._experiment(suite)
             run = self._find(experiment, record.identity) or self._create(experiment, record)
-            if run.data.tags.get(SYNCED) != level:
+            if run.data.tags.get(SYNCED) != digest:
                 self._write(run, record)
-                # Last, so that a driver which dies in between starts over.
-                self._client.set_tag(run.info.run_id, SYNCED, level)
+                # Last: a driver that dies before this writes everything again.
+                self._client.set_tag(run.info.run_id, SYNCED, digest)
         return run.info.run_id
 
     def suites(self) -> set[str]:
@@ -123,7 +123,7 @@ class Tracker:
                     return runs
 
     def _experiment(self, suite: str) -> str:
-        """The MLflow id of `suite`, which is made if it is missing."""
+        """The MLflow id of `suite`, which is created if missing."""
         if suite in self._experiments:
             return self._experiments[suite]
         from mlflow.exceptions import MlflowException
@@ -133,14 +133,14 @@ class Tracker:
             try:
                 self._client.create_experiment(suite, artifact_location=self._artifact_location)
             except MlflowException as error:
-                # Another driver may have been faster.
+                # another driver may have been faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             found = self._client.get_experiment_by_name(suite)
         assert found is not None
         if found.lifecycle_stage != "active":
             raise ValueError(
-                f"MLflow experiment {suite!r} in {self.uri} is deleted: bring it back with `mlflow experiments restore "
+                f"MLflow experiment {suite!r} in {self.uri} is deleted: restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give the suite another name"
             )
         self._experiments[suite] = found.experiment_id
@@ -171,7 +171,7 @@ class Tracker:
         missing = [Param(key, value) for key, value in params.items() if key not in run.data.params]
         tags = [RunTag(PREFIX + key, _cut(value, MAX_TAG_VAL_LENGTH)) for key, value in record.tags.items()]
         metrics = [MlflowMetric(m.key, m.value, m.timestamp_ms, m.step) for m in self._missing_metrics(run, record)]
-        # One kind at a time: together they could exceed MLflow's megabyte a request. The client cuts each into chunks.
+        # One kind per request, as MLflow limits a request to a megabyte. The client splits each kind into chunks.
         self._client.log_batch(run_id, params=missing)
         self._client.log_batch(run_id, tags=tags)
         self._client.log_batch(run_id, metrics=metrics)
@@ -190,21 +190,21 @@ class Tracker:
         first: dict[tuple[str, int], Metric] = {}
         for metric in record.metrics:
             first.setdefault((metric.key, metric.step), metric)
-        return [metric for place, metric in first.items() if place not in tracked]
+        return [metric for point, metric in first.items() if point not in tracked]
 
     def _upload(self, run_id: str, artifacts: Sequence[Path]) -> None:
-        assert len({path.name for path in artifacts}) == len(artifacts), f"artefacts share a name: {artifacts}"
+        assert len({path.name for path in artifacts}) == len(artifacts), f"artifacts share a name: {artifacts}"
         if not artifacts:
             return
         stored = {info.path: info.file_size for info in self._client.list_artifacts(run_id)}
         for path in artifacts:
-            # Another size is an upload that was cut off.
+            # another size: the upload was interrupted
             if stored.get(path.name) != path.stat().st_size:
                 self._client.log_artifact(run_id, str(path))
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Turns MLflow's errors into ones that name the URI."""
+        """Turns MLflow's errors into errors that name the URI."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -223,22 +223,22 @@ def _client(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # At INFO both report each table they create.
+    # at INFO both report each table that they create
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(uri)
 
 
 def _open_file(path: Path) -> MlflowClient:
-    """A client of the SQLite store `path`, which is made if it is missing; ValueError if that cannot be.
+    """A client of the SQLite store `path`, which is created if missing; ValueError if it cannot be opened.
 
-    MLflow builds a new database by dozens of migrations. Two drivers at once, or a kill in between, would leave one
-    that never opens again: so one at a time, and the database gets its name when it is whole.
+    MLflow creates a database by dozens of migrations. Two drivers at once, or a kill in between, would leave one that
+    never opens again. So it is created under a lock and a temporary name.
     """
     try:
         with Lock(path.with_name(f"{path.name}.lock")).acquire():
             if path.exists():
-                # MLflow would try for minutes to open what is no database.
+                # MLflow would try for minutes to open a file that is no database
                 with closing(sqlite3.connect(path)) as connection:
                     connection.execute("PRAGMA schema_version")
             else:
@@ -255,16 +255,15 @@ def _open_file(path: Path) -> MlflowClient:
 
 
 def _without_password(text: str) -> str:
-    """`text` with the user part of each URL hidden: errors end up in logs. It ends at the last @ before a slash, since
-    passwords are written with an @ in them, too."""
+    """`text` with user and password of each URL hidden, as errors end up in logs. A password may contain an @."""
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def _digest(record: RunRecord) -> str:
-    """Says what there is to be written of a run, so that a level one is recognised."""
-    places = sorted({(m.key, m.step) for m in record.metrics})
+    """Changes if there is more to write of a run."""
+    points = sorted({(m.key, m.step) for m in record.metrics})
     files = sorted((path.name, path.stat().st_size) for path in record.artifacts if record.status == "FINISHED")
-    return hashlib.sha256(json.dumps([record.status, places, files]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([record.status, points, files]).encode()).hexdigest()[:16]
 
 
 def _cut(text: str, limit: int) -> str:

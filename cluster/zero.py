@@ -1,11 +1,11 @@
-"""ZeRO: several workers share the optimiser's state (stage 1), the gradients (2) and the weights (3), by DeepSpeed."""
+"""DeepSpeed's ZeRO: optimiser state (stage 1), gradients too (2) and weights too (3) are split over the workers."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,59 +14,64 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from cluster.environment import environment
 from cluster.zero_config import ZeroSettings
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What this worker updates of a parameter: `num` entries of it, flattened, from `start` on (0 of it: nothing).
+class Shard:
+    """The part of a parameter that this worker updates: `num` entries from `start` on, of the flattened parameter.
 
-    flat: the tensor that the optimiser holds; there the piece begins at `place`.
+    flat: the tensor that the optimiser holds; the shard begins there at `offset`.
     """
 
     flat: Tensor
-    place: int
+    offset: int
     start: int
     num: int
 
 
 class Zero:
-    """DeepSpeed's engine around a torch optimiser; a network comes out of it as it went in.
+    """DeepSpeed's engine around a torch optimiser. `unwrap` gives the network back as it was before `prepare`.
 
-    While it trains, weights lie in a row, channels_last or not. At stage 3 a copy of the network is kept beside it, to
-    evaluate and to store: DeepSpeed's own gathers weights layer by layer, on all workers at once, and evaluation gives
-    the workers unequal numbers of batches.
+    During training weights are contiguous, also with channels_last. At stage 3 there is a second copy of the network,
+    for evaluation and checkpoints: DeepSpeed's own network gathers the weights of each layer from all workers at once,
+    but in evaluation the workers have different numbers of batches.
     """
 
     def __init__(self, world_size: int, settings: ZeroSettings) -> None:
-        check_installed()
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ValueError(
+                "--strategy deepspeed needs the package deepspeed: pip install deepspeed, or use --strategy ddp"
+            )
         self._world_size, self._settings = world_size, settings
         self._engine: Any = None
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         device = next(model.parameters()).device
         if isinstance(optimizer, torch.optim.Adagrad):
-            raise ValueError("DeepSpeed makes an Adagrad of its own, without our learning rates: use --strategy ddp")
-        self._before = _Photograph(model)
+            raise ValueError("DeepSpeed replaces Adagrad, and ignores our learning rates then: use --strategy ddp")
+        self._before = _Snapshot(model)
         self._whole = copy.deepcopy(model) if self._settings.stage == 3 else None
         for parameter in model.parameters():
-            # DeepSpeed takes weights for numbers in a row; `contiguous()` leaves channels_last where it cannot be told.
+            # DeepSpeed assumes contiguous weights; `contiguous()` keeps channels_last where the two look the same.
             parameter.data = parameter.new_empty(parameter.shape).copy_(parameter.detach()).data
-        _around.close()  # where a training has failed
-        _around.enter_context(_environment(device))
-        _around.enter_context(_meeting(device))
+        _cleanup.close()  # if an earlier training has failed
+        variables = {"LOCAL_RANK": str(device.index or 0), "DS_ACCELERATOR": device.type}
+        _cleanup.enter_context(environment(variables))
+        _cleanup.enter_context(_process_group(device))
         import deepspeed
 
         config = self._settings.config(self._world_size)
-        with _quiet():
+        with _errors_only(logging.getLogger("DeepSpeed")):  # it warns of torch's optimisers: they are untested
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=config, dist_init_required=False
             )
         wrapped: Any = self._engine.optimizer
-        assert wrapped.optimizer is optimizer, "the loop sets learning rates there"
-        self._pieces = _pieces(wrapped, model)
+        assert wrapped.optimizer is optimizer, "the training loop sets learning rates there"
+        self._shards = _shards(wrapped, model)
         if self._settings.stage == 3 and wrapped.persistent_parameters:
-            # Small parameters that stay whole: there before the first step too, where an objective may read them.
+            # Small parameters are not split. Gather them before the first step, as an objective may read them.
             wrapped.persistent_parameters[0].all_gather(wrapped.persistent_parameters)
         return self._engine
 
@@ -83,7 +88,7 @@ class Zero:
 
     def whole(self, model: nn.Module) -> nn.Module:
         if self._whole is None:
-            return model  # before stage 3 each worker has all weights
+            return model  # at stages 1 and 2 each worker has all weights
         weights = self._gathered(lambda flat: flat.detach())
         with torch.no_grad():
             for name, parameter in self._whole.named_parameters():
@@ -95,29 +100,29 @@ class Zero:
 
     def state(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
         state, found = optimizer.state, {}
-        keys = {key: None for piece in self._pieces.values() for key in state[piece.flat]}
+        keys = {key: None for shard in self._shards.values() for key in state[shard.flat]}
         for key in keys:
-            having = {name: piece for name, piece in self._pieces.items() if state[piece.flat].get(key) is not None}
-            split = any(_is_split(state[piece.flat][key], piece) for piece in having.values())
+            having = {name: shard for name, shard in self._shards.items() if state[shard.flat].get(key) is not None}
+            split = any(getattr(state[shard.flat][key], "shape", None) == shard.flat.shape for shard in having.values())
             if split:
                 found[key] = self._gathered(lambda flat, key=key: state[flat][key], having)
             else:
-                found[key] = {name: torch.as_tensor(state[piece.flat][key]) for name, piece in having.items()}
-        return {f"{name}/{key}": found[key][name] for name in self._pieces for key in keys if name in found[key]}
+                found[key] = {name: torch.as_tensor(state[shard.flat][key]) for name, shard in having.items()}
+        return {f"{name}/{key}": found[key][name] for name in self._shards for key in keys if name in found[key]}
 
     def load_state(self, optimizer: torch.optim.Optimizer, model: nn.Module, stored: dict[str, Tensor]) -> None:
         fused = optimizer.defaults.get("fused")
         for full_name, value in stored.items():
             name, key = full_name.rsplit("/", 1)
-            piece = self._pieces[name]
-            state = optimizer.state[piece.flat]
+            shard = self._shards[name]
+            state = optimizer.state[shard.flat]
             if value.shape == self._before.shape(name):
                 if key not in state:
-                    state[key] = torch.zeros_like(piece.flat, dtype=value.dtype)
-                part = value.flatten()[piece.start : piece.start + piece.num]
-                state[key][piece.place : piece.place + piece.num] = part.to(piece.flat.device)
+                    state[key] = torch.zeros_like(shard.flat, dtype=value.dtype)
+                part = value.flatten()[shard.start : shard.start + shard.num]
+                state[key][shard.offset : shard.offset + shard.num] = part.to(shard.flat.device)
             else:
-                state[key] = value.to(piece.flat.device) if fused else value.clone()
+                state[key] = value.to(shard.flat.device) if fused else value.clone()
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         inner = self._engine.module
@@ -129,33 +134,33 @@ class Zero:
         self._engine.module_forward_post_hook.remove()
         self._before.restore(inner, values)
         self._engine = self._whole = None
-        self._pieces = {}
-        _around.close()
+        self._shards = {}
+        _cleanup.close()
         return inner
 
     def _gathered(
-        self, source: Callable[[Tensor], Tensor], pieces: dict[str, Piece] | None = None
+        self, source: Callable[[Tensor], Tensor], shards: dict[str, Shard] | None = None
     ) -> dict[str, Tensor]:
-        """Parameter name -> full tensor, put together of every worker's pieces of `source(flat)`; one collective."""
-        pieces = self._pieces if pieces is None else pieces
-        if not pieces:
+        """Parameter name -> full tensor, from every worker's shards of `source(flat)`; one collective."""
+        shards = self._shards if shards is None else shards
+        if not shards:
             return {}
-        sizes = [self._before.shape(name).numel() for name in pieces]
-        first = source(next(iter(pieces.values())).flat)
-        # Each entry is one worker's and zero elsewhere, so the sum is exact.
+        sizes = [self._before.shape(name).numel() for name in shards]
+        first = source(next(iter(shards.values())).flat)
+        # Each entry is non-zero on one worker only, so the sum is exact.
         total = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        for part, piece in zip(total.split(sizes), pieces.values(), strict=True):
-            part[piece.start : piece.start + piece.num] = source(piece.flat)[piece.place : piece.place + piece.num]
+        for part, shard in zip(total.split(sizes), shards.values(), strict=True):
+            part[shard.start : shard.start + shard.num] = source(shard.flat)[shard.offset : shard.offset + shard.num]
         dist.all_reduce(total)
         return {
-            name: part.view(self._before.shape(name)) for name, part in zip(pieces, total.split(sizes), strict=True)
+            name: part.view(self._before.shape(name)) for name, part in zip(shards, total.split(sizes), strict=True)
         }
 
 
-class _Photograph:
-    """A network as it was: parameters with their memory layout, and what its modules and parameters had as attributes.
+class _Snapshot:
+    """A network's memory layouts, and the attributes of its modules and parameters.
 
-    DeepSpeed hangs a lot onto both, and gives weights a memory of its own.
+    DeepSpeed adds attributes to both, and replaces the memory of the parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -167,7 +172,7 @@ class _Photograph:
         return self._layouts[name].shape
 
     def restore(self, model: nn.Module, values: dict[str, Tensor]) -> None:
-        """Put all back, in place, with `values` as the parameters' values."""
+        """Restore all of it in place, with `values` as the parameters' values."""
         for module, attributes, parameters in self._modules:
             module._parameters = parameters
             for added in set(vars(module)) - attributes:
@@ -180,87 +185,52 @@ class _Photograph:
             parameter.grad = None
 
 
-def _pieces(zero: Any, model: nn.Module) -> dict[str, Piece]:
-    """Name -> piece of every parameter that the optimiser has."""
+def _shards(zero: Any, model: nn.Module) -> dict[str, Shard]:
+    """Name -> shard of every parameter that the optimiser has."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: dict[str, Piece] = {}
+    found: dict[str, Shard] = {}
     rank = dist.get_rank()
-    if hasattr(zero, "fp16_groups"):  # stage 3 cuts every parameter into equal parts, the last of which is padded
+    if hasattr(zero, "fp16_groups"):  # stage 3 splits each parameter into equal shards and pads the last one
         for number, group in enumerate(zero.fp16_groups):
             for parameter in group:
                 _, place, size = zero.grad_position[zero.get_param_id(parameter)]
                 start = min(size * rank, parameter.ds_numel)
                 num = min(size, parameter.ds_numel - start)
-                found[names[id(parameter)]] = Piece(zero.fp32_partitioned_groups_flat[number], place, start, num)
-    else:  # before it lays all parameters of a group end to end and cuts that
+                found[names[id(parameter)]] = Shard(zero.fp32_partitioned_groups_flat[number], place, start, num)
+    else:  # stages 1 and 2 concatenate the parameters of a group and split the result
         for number, group in enumerate(zero.bit16_groups):
             flat = zero.single_partition_of_fp32_groups[number]
             for parameter in group:
                 mapping = parameter._hp_mapping
                 if mapping is None:
-                    found[names[id(parameter)]] = Piece(flat, 0, 0, 0)
+                    found[names[id(parameter)]] = Shard(flat, 0, 0, 0)
                     continue
                 inside, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-                found[names[id(parameter)]] = Piece(flat, here.start, inside.start, inside.numel)
+                found[names[id(parameter)]] = Shard(flat, here.start, inside.start, inside.numel)
     return {name: found[name] for name in names.values() if name in found}
 
 
-def _is_split(value: Any, piece: Piece) -> bool:
-    return isinstance(value, Tensor) and value.shape == piece.flat.shape
-
-
-def check_installed() -> None:
-    """ValueError where DeepSpeed is not there."""
-    import importlib.util
-
-    try:
-        found = importlib.util.find_spec("deepspeed") is not None
-    except ValueError:  # it is blocked
-        found = False
-    if not found:
-        raise ValueError(
-            "--strategy deepspeed needs the package deepspeed: pip install deepspeed, or use --strategy ddp"
-        )
-
-
 @contextlib.contextmanager
-def _environment(device: torch.device) -> Iterator[None]:
-    """The variables by which DeepSpeed knows this worker's device."""
-    wanted = {"LOCAL_RANK": str(device.index or 0), "DS_ACCELERATOR": device.type}
-    before = {name: os.environ.pop(name, None) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors alone: a torch optimiser is to DeepSpeed an untested one, of which it warns."""
-    logger = logging.getLogger("DeepSpeed")
-    before = logger.level
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
 
 
-_around = contextlib.ExitStack()
-"""What a training has changed in the process, to be put back: only one trains at a time."""
+_cleanup = contextlib.ExitStack()
+"""Restores what a training has changed in the process; only one trains at a time."""
 
-_known_world: Any = None
-"""The default group on which DeepSpeed's own groups stand."""
+_last_world: Any = None
+"""The default process group on which DeepSpeed's own groups are based."""
 
 
 @contextlib.contextmanager
-def _meeting(device: torch.device) -> Iterator[None]:
-    """DeepSpeed on the default group of now, or on one of this worker alone where there is none."""
-    global _known_world
+def _process_group(device: torch.device) -> Iterator[None]:
+    """Let DeepSpeed use the current default process group, or one of this worker alone if there is none."""
+    global _last_world
     alone = not dist.is_initialized()
     if alone:
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -270,11 +240,12 @@ def _meeting(device: torch.device) -> Iterator[None]:
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.utils import groups
 
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for minutes, to add up past gloo in its own way
-    if _known_world is not dist.group.WORLD:  # the launcher opens the groups anew after a failed item
+    # It takes minutes to compile, and sums in another order than gloo.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if _last_world is not dist.group.WORLD:  # the launcher makes new groups after a failed item
         comm.cdb = None
         groups._WORLD_GROUP = None
-        _known_world = dist.group.WORLD
+        _last_world = dist.group.WORLD
     yield
     parameter_offload.FWD_MODULE_STACK.clear()
     if alone:

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: generated from the training, with a user's own on top where it does not contradict it."""
+"""DeepSpeed's configuration: generated from the training, with the user's own values on top."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = (1, 2, 3)
-"""What is split over the workers: the optimiser's state; gradients too; weights too."""
+"""Split over the workers: 1 = the optimiser's state, 2 = gradients too, 3 = weights too."""
 
 OF_THE_EXPERIMENT = {
     "train_batch_size": "set --training.batch-size",
@@ -31,25 +31,25 @@ OF_THE_EXPERIMENT = {
     "elasticity": "set --workers",
     "tensor_parallel": "every worker trains the whole network",
     "sequence_parallel_size": "every worker trains the whole network",
-    "data_efficiency": "the data's order belongs to the experiment",
-    "curriculum_learning": "the data's order belongs to the experiment",
-    "compression_training": "choose a method of Orchard's",
-    "progressive_layer_drop": "choose a method of Orchard's",
-    "quantize_training": "choose a method of Orchard's",
+    "data_efficiency": "the order of the data belongs to the experiment",
+    "curriculum_learning": "the order of the data belongs to the experiment",
+    "compression_training": "choose one of Orchard's methods",
+    "progressive_layer_drop": "choose one of Orchard's methods",
+    "quantize_training": "choose one of Orchard's methods",
     "autotuning": "run its settings one by one",
     "compile": "set --training.compile",
     "checkpoint": "set --checkpoint-steps and --keep",
 }
-"""Keys that a user's configuration may not have -> what to do instead."""
+"""Keys that are not allowed in a user's configuration -> what to do instead."""
 
 OF_THE_EXPERIMENT_IN_ZERO = {
     "stage": "set --zero-stage",
-    "zero_quantized_weights": "weights are sent as they are",
-    "zero_quantized_nontrainable_weights": "weights are sent as they are",
-    "zero_quantized_gradients": "gradients are sent as they are",
+    "zero_quantized_weights": "weights are not quantized",
+    "zero_quantized_nontrainable_weights": "weights are not quantized",
+    "zero_quantized_gradients": "gradients are not quantized",
     "zero_hpz_partition_size": "weights are split over all workers",
     "zenflow": "every step applies every gradient",
-    "memory_efficient_linear": "torch's own linear stays",
+    "memory_efficient_linear": "torch's own linear layer is kept",
     "elastic_checkpoint": "checkpoints are Orchard's own",
 }
 """The same under "zero_optimization"."""
@@ -57,7 +57,7 @@ OF_THE_EXPERIMENT_IN_ZERO = {
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What DeepSpeed must know of a training.
+    """What DeepSpeed needs to know about a training.
 
     batch_size: images per step over all workers. precision: "float32" or "bfloat16" (autocast, float32 weights).
     own: a user's configuration as JSON, checked by `read_own`.
@@ -79,19 +79,17 @@ class ZeroSettings:
             )
         if self.compile and self.stage == 3:
             raise ValueError(
-                "--training.compile does not go with --zero-stage 3, whose weights come and go inside the network: "
-                "use --zero-stage 2, or leave compile out"
+                "--training.compile does not work with --zero-stage 3, which gathers weights inside the network: "
+                "use --zero-stage 2, or leave out --training.compile"
             )
 
     def config(self, world_size: int) -> dict[str, Any]:
         """The configuration that DeepSpeed is given."""
         zero = {"stage": self.stage}
         if self.stage < 3:
-            zero["compute_grad_norm"] = False  # nobody reads the norm, and each step would wait for it
+            zero["compute_grad_norm"] = False  # unused, and it would cost a host sync in each step
         else:
-            zero["memory_efficient_linear"] = (
-                False  # it would replace torch's own linear, in other runs of the process too
-            )
+            zero["memory_efficient_linear"] = False  # it would replace torch's linear in the whole process
         generated = {
             "train_batch_size": self.batch_size,
             "train_micro_batch_size_per_gpu": self.batch_size // world_size,
@@ -103,7 +101,7 @@ class ZeroSettings:
             "timers": {"throughput": {"enabled": False, "synchronized": False}},
         }
         if self.precision == "bfloat16":
-            # No layer is safe to be reduced in bfloat16: gradients stay float32, as under DDP.
+            # Gradients stay float32 in every layer, as with DDP.
             autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
             generated["torch_autocast"] = autocast
         return merged(generated, json.loads(self.own or "{}"))
@@ -112,7 +110,7 @@ class ZeroSettings:
 def read_own(given: str) -> str:
     """A user's configuration as JSON on one line, from a file's path or from JSON itself.
 
-    ValueError for what is no JSON object, and for keys that contradict the experiment; FileNotFoundError.
+    ValueError if it is no JSON object or contradicts the experiment; FileNotFoundError.
     """
     text = given
     if not given.lstrip().startswith("{"):
@@ -134,14 +132,14 @@ def read_own(given: str) -> str:
         if (zero.get(part) or {}).get("device", "none") != "none":
             wrong.append(f"zero_optimization.{part} (everything stays on the workers' devices)")
     if wrong:
-        raise ValueError(f"the DeepSpeed configuration says what the experiment decides; leave out {', '.join(wrong)}")
+        raise ValueError(f"the DeepSpeed configuration contradicts the experiment; leave out {', '.join(wrong)}")
     return json.dumps(own, sort_keys=True)
 
 
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above`, part by part."""
-    both = dict(below)
-    for key, value in above.items():
-        inner = both.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return both
+def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`defaults` with `values` on top, also in nested dicts."""
+    result = dict(defaults)
+    for key, value in values.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result

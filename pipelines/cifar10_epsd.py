@@ -1,8 +1,8 @@
 """EPSD on CIFAR-10: python pipelines/cifar10_epsd.py --help"""
 
-from cluster.exit import leave
+from cluster.exit import exit_process
 from pipelines.cli import main
 from pipelines.recipes import cifar10_epsd
 
 if __name__ == "__main__":
-    leave(main(cifar10_epsd))
+    exit_process(main(cifar10_epsd))

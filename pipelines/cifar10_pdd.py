@@ -1,8 +1,8 @@
 """PDD on CIFAR-10: python pipelines/cifar10_pdd.py --help"""
 
-from cluster.exit import leave
+from cluster.exit import exit_process
 from pipelines.cli import main
 from pipelines.recipes import cifar10_pdd
 
 if __name__ == "__main__":
-    leave(main(cifar10_pdd))
+    exit_process(main(cifar10_pdd))

@@ -43,6 +43,9 @@ class _First:
     storage: str = Placement.storage
 
 
+RENAMED = {"--patience": "--timeout"}
+"""Old names of options, which work in this version, with a warning."""
+
 OPTIONS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 
 
@@ -73,6 +76,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
 
 def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
     """The command line over the recipe's values. ValueError for a value that cannot be."""
+    argv = renamed(argv)
     without_help = [word for word in argv if word not in ("-h", "--help")]
     first, _ = tyro.cli(
         _First, default=_First(Choices()), args=without_help, prog=program, return_unknown_args=True, config=OPTIONS
@@ -90,6 +94,17 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
     return command
+
+
+def renamed(argv: Sequence[str]) -> list[str]:
+    """The words with the new names of options, and a warning for each old name."""
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        if option in RENAMED:
+            complain(f"warning: {option} is now {RENAMED[option]}; the old name works in this version only")
+        words.append(RENAMED.get(option, option) + equals + value)
+    return words
 
 
 def controls(experiment: Experiment) -> list[Experiment]:

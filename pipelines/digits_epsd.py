@@ -1,8 +1,8 @@
 """EPSD on scikit-learn's digits: python pipelines/digits_epsd.py --help"""
 
-from cluster.exit import leave
+from cluster.exit import exit_process
 from pipelines.cli import main
 from pipelines.recipes import digits_epsd
 
 if __name__ == "__main__":
-    leave(main(digits_epsd))
+    exit_process(main(digits_epsd))

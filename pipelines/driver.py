@@ -165,7 +165,7 @@ def resolve(placement: Placement, storage: Path) -> tuple[Placement, Group]:
         storage=str(storage),
         max_failures=max_failures,
         min_workers=placement.min_workers,
-        patience=placement.patience,
+        timeout=placement.timeout,
     )
     strategy = placement.strategy or ("ddp" if world_size > 1 else "single")
     make_strategy(strategy, world_size)  # refuse what cannot be before anything starts

@@ -134,8 +134,8 @@ class Placement:
     min_workers: int | None = None
     """on Ray, go on with as few as these where machines are missing, up to `workers` when they come (another number of
     workers is not bit for bit the same run); None: wait for all"""
-    patience: float = 900.0
-    """seconds after which workers that do not answer each other, or machines that do not come, end the command"""
+    timeout: float = 900.0
+    """seconds after which workers that do not answer each other, or machines that are missing, end the command"""
     accept_placement: bool = False
     """let a partial run go on under other workers, threads or strategy (not bit for bit the same run any more)"""
 

@@ -1,8 +1,8 @@
 """EPSD on ImageNet: python pipelines/imagenet_epsd.py --help"""
 
-from cluster.exit import leave
+from cluster.exit import exit_process
 from pipelines.cli import main
 from pipelines.recipes import imagenet_epsd
 
 if __name__ == "__main__":
-    leave(main(imagenet_epsd))
+    exit_process(main(imagenet_epsd))

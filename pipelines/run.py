@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cluster.exit import leave
+from cluster.exit import exit_process
 from compression.choose import choose
 from pipelines import cli
 from pipelines.recipes import RECIPES
@@ -32,4 +32,4 @@ def recipes() -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

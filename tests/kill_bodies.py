@@ -30,10 +30,10 @@ SEED = int(os.environ.get("ORCHARD_KILL_SEED", random.randrange(10**6)))
 POINTS = {
     "stage": (cost, "count_flops"),
     "train": (strategy.Single, "step"),
-    "checkpoint": (checkpoints.CheckpointStore, "_put"),
+    "checkpoint": (checkpoints, "publish_folder"),
 }
 """Where a run can be killed: as a stage has its result (or a step's cost is counted) and nothing is stored yet, before
-an optimiser's step, and with a checkpoint that is written and has not got its name yet."""
+an optimiser's step, and before a written checkpoint is published."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def fail_last(worker: Worker) -> str:
 
 def desert(worker: Worker) -> None:
     """The last worker fails while the others wait for it in a collective."""
-    cluster.process_group.MEETING_AFTER_FAILURE = timedelta(seconds=2)
+    cluster.process_group.BARRIER_AFTER_FAILURE = timedelta(seconds=2)
     if worker.rank == worker.world_size - 1:
         raise ValueError("left the others")
     dist.all_reduce(torch.ones(1))

@@ -56,7 +56,7 @@ def save_when_asked(worker: Worker, folder: Path) -> None:
     vote, saved = Vote(worker.stop_signal, worker.world_size, worker.control), []
     for step in range(12):
         if step in (3, 7) and worker.rank == worker.world_size - 1:
-            worker.stop_signal.ask_to_save()
+            worker.stop_signal.request_save()
         if vote() == StopRequest.SAVE:
             saved.append(step)
     (folder / f"saved-{worker.rank}").write_text(str(saved))
@@ -83,7 +83,7 @@ def stop_for_good(worker: Worker, folder: Path) -> str:
         (folder / "stopped").touch()
         if first:
             os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(4)  # longer than the others' patience
+        time.sleep(4)  # longer than the others' timeout
     dist.barrier(worker.control)
     return "survived"
 

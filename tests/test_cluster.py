@@ -27,11 +27,13 @@ from cluster.launch import launch
 from cluster.outcomes import OutcomeTracker
 from cluster.ray.network import interface_of
 from cluster.stopping import StopRequest, StopSignal
-from cluster.storage_check import Marker, complaint, marked
+from cluster.storage_check import Marker, storage_error, storage_marker
 from cluster.stragglers import Slowest, find_slowest
 from cluster.worker import STOPPED, Outcome
+from pipelines.cli import parse
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.experiment import Placement
+from pipelines.recipes import RECIPES
 from tests.survival_bodies import survive
 
 
@@ -67,7 +69,7 @@ class TestAWorkerThatIsGone:
 
     def test_is_waited_for_so_long_and_no_longer(self, tmp_path: Path) -> None:
         begin = time.monotonic()
-        [outcome] = run(["stay_away"], tmp_path, workers=2, patience=3)
+        [outcome] = run(["stay_away"], tmp_path, workers=2, timeout=3)
         assert time.monotonic() - begin < 90
         assert (outcome.error or "").startswith("worker 0 lost the others (RuntimeError: ")
         assert "Timed out waiting 3000ms" in (outcome.error or "")
@@ -77,13 +79,13 @@ class TestAWorkerThatIsGone:
 class TestAFirstWorkerThatComputesAlone:
     def test_is_missed_where_it_gives_no_sign_of_life(self, tmp_path: Path) -> None:
         begin = time.monotonic()
-        [outcome] = run(["stop_for_good"], tmp_path, workers=2, patience=3)
+        [outcome] = run(["stop_for_good"], tmp_path, workers=2, timeout=3)
         assert time.monotonic() - begin < 90
-        error = "worker 1 lost worker 0: no sign of life for 3 s (--patience); start the same command again"
+        error = "worker 1 lost worker 0: no sign of life for 3 s (--timeout); start the same command again"
         assert (outcome.error or "").startswith(error)
 
     def test_is_replaced_then_and_waited_for_while_it_computes(self, tmp_path: Path) -> None:
-        outcomes = run(["stop_for_good", "count"], tmp_path, workers=2, patience=3, max_failures=1)
+        outcomes = run(["stop_for_good", "count"], tmp_path, workers=2, timeout=3, max_failures=1)
         assert [outcome.error for outcome in outcomes] == [None, None]
         assert outcomes[0].value == "survived"
 
@@ -110,12 +112,12 @@ class TestSigterm:
 
     def test_stopping_is_more_than_saving(self) -> None:
         notice = StopSignal()
-        notice.ask_to_save()
-        assert not notice()
+        notice.request_save()
+        assert not notice.stop_requested
         assert (notice.take(), notice.take()) == (StopRequest.SAVE, StopRequest.NOTHING)
-        notice.give()
-        notice.ask_to_save()
-        assert notice()
+        notice.request_stop()
+        notice.request_save()
+        assert notice.stop_requested
         assert (notice.take(), notice.take()) == (StopRequest.STOP, StopRequest.STOP)
 
     def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,27 +150,27 @@ def test_children_of_a_worker_are_ended_by_sigterm_as_ever(tmp_path: Path) -> No
     assert run(["have_a_child"], tmp_path, workers=1)[0].value == -signal.SIGTERM
 
 
-def test_a_ledger_that_begins_again_keeps_what_is_settled() -> None:
-    ledger = OutcomeTracker(2, world_size=2)
-    assert not ledger.report(0, 0, Outcome(value="a"))
-    assert ledger.report(0, 1, Outcome())
-    assert not ledger.report(1, 0, Outcome(error="a broken connection"))
-    ledger.begin_again(world_size=1)
-    assert ledger.unsettled() == [1]
-    assert ledger.report(1, 0, Outcome(value="b"))
-    assert [outcome.value for outcome in ledger.outcomes()] == ["a", "b"]
+def test_a_tracker_that_begins_again_keeps_what_is_settled() -> None:
+    tracker = OutcomeTracker(2, world_size=2)
+    assert not tracker.report(0, 0, Outcome(value="a"))
+    assert tracker.report(0, 1, Outcome())
+    assert not tracker.report(1, 0, Outcome(error="a broken connection"))
+    tracker.restart(world_size=1)
+    assert tracker.pending() == [1]
+    assert tracker.report(1, 0, Outcome(value="b"))
+    assert [outcome.value for outcome in tracker.outcomes()] == ["a", "b"]
 
 
 class TestStorage:
     def test_that_is_seen(self, tmp_path: Path) -> None:
-        with marked(str(tmp_path / "storage")) as marker:
-            assert complaint(marker) is None
+        with storage_marker(str(tmp_path / "storage")) as marker:
+            assert storage_error(marker) is None
         assert list((tmp_path / "storage").iterdir()) == []
 
     def test_that_is_another_one(self, tmp_path: Path) -> None:
-        with marked(str(tmp_path)) as marker:
+        with storage_marker(str(tmp_path)) as marker:
             for other in (Marker(marker.path, "other"), Marker(str(tmp_path / "elsewhere" / "marker"), marker.content)):
-                text = complaint(other, patience=0.3)
+                text = storage_error(other, timeout=0.3)
                 assert text is not None
                 assert f"does not see the storage {Path(other.path).parent}" in text
                 assert "on every node" in text
@@ -189,11 +191,11 @@ class TestStorage:
 def test_a_teardown_that_crashes_does_not_change_what_a_cluster_is_told(connected: bool, status: int) -> None:
     script = f"""
 import atexit, os, signal, sys, types
-from cluster.exit import leave
+from cluster.exit import exit_process
 sys.modules["ray"] = types.SimpleNamespace(is_initialized=lambda: {connected})
 atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
 print("everything that was printed")
-leave(3)
+exit_process(3)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status
@@ -216,14 +218,19 @@ class TestPlacement:
         placement, group = resolve(Placement(workers=4, min_workers=2, launcher="ray"), tmp_path)
         assert (group.min_workers, group.workers, placement.accept_placement) == (2, 4, True)
 
+    def test_the_old_name_of_the_timeout_works_with_a_warning(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for words in (["--patience", "7"], ["--patience=7"]):
+            assert parse(RECIPES["digits_epsd"], words).placement.timeout == 7
+            assert "--patience is now --timeout" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("wrong", "advice"),
         [
             ({"workers": 2, "min_workers": 3, "launcher": "ray"}, "--workers 3 or more"),
             ({"workers": 2, "min_workers": 1}, "--launcher ray"),
             ({"workers": 1, "min_workers": 1, "parallel": 2, "launcher": "ray"}, "leave one of them out"),
-            ({"max_failures": -2}, "without end"),
-            ({"patience": 0}, "more than 0"),
+            ({"max_failures": -2}, "no limit"),
+            ({"timeout": 0}, "more than 0"),
         ],
     )
     def test_what_cannot_be_is_refused_with_advice(self, tmp_path: Path, wrong: dict[str, Any], advice: str) -> None:

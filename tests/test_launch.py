@@ -143,7 +143,7 @@ class TestTwoWorkers:
     def test_a_killed_worker_ends_the_group(self) -> None:
         outcomes, _ = run(["reduce", "die", "reduce"], workers=2)
         assert outcomes[0].value["total"] == 3.0
-        notice = "worker 1 of 2 died (SIGKILL); start the same command again: the run goes on from its last checkpoint"
+        notice = "worker 1 of 2 died (SIGKILL); start the same command again to resume from the last checkpoint"
         assert [outcome.error for outcome in outcomes[1:]] == [notice, notice]
 
 

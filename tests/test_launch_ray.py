@@ -54,7 +54,7 @@ def test_two_workers(tmp_path: Path) -> None:
     assert (around["omp"], around["threads"], around["world_size"], around["control"]) == ("3", 3, 2, True)
     assert around["pid"] != os.getpid()
     lost = "worker 1 of 2 died (its process is gone); start the same command again"
-    assert [(outcome.error or "").split(": ")[0] for outcome in outcomes[6:]] == [lost, lost]
+    assert all((outcome.error or "").startswith(lost) for outcome in outcomes[6:])
     assert list((tmp_path / "ray").iterdir()), "Ray Train keeps its files where it was told to"
 
 

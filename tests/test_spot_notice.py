@@ -62,7 +62,7 @@ def test_ray_is_told_once_with_the_time_that_is_left(metadata: str, tmp_path: Pa
     ray = tmp_path / "ray"
     ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ $(wc -l < {tmp_path}/told) -gt 1 ]\n')
     ray.chmod(0o755)
-    quick = "from cluster import spot_notice as s; s.SECONDS_BETWEEN_LOOKS = 0.1; raise SystemExit(s.main())"
+    quick = "from cluster import spot_notice as s; s.POLL_SECONDS = 0.1; raise SystemExit(s.main())"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     line = [sys.executable, "-c", quick, "--metadata", metadata]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)

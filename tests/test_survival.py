@@ -131,10 +131,10 @@ def test_a_storage_that_a_worker_does_not_see_is_refused(cluster: Cluster, clone
 def test_machines_that_do_not_come_are_waited_for_so_long_and_no_longer(
     cluster: Cluster, clone: Path, tmp_path: Path
 ) -> None:
-    done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", "--patience", "15").end(240)
+    done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", "--timeout", "15").end(240)
     assert done.status == 1, done.output
-    assert "2 CPUs for 3 workers: waiting for it to grow" in done.output
-    assert "Ray found no place for its workers in 15 s (--patience)" in done.output
+    assert "2 CPUs for 3 workers: waiting for more" in done.output
+    assert "Ray found no place for its workers in 15 s (--timeout)" in done.output
     assert "start the same command again" in done.output
 
 
@@ -152,7 +152,7 @@ def test_a_host_killed_mid_epoch_comes_back(
     done = job.end(240)
     finished(done, storage, undisturbed)
     assert "Ray starts the workers again (1 of 3)" in done.output
-    assert "2 workers go on from their last checkpoint" in done.output
+    assert "2 workers resume from their last checkpoint" in done.output
     step = went_on_from(done, killed)
     report(
         request,
@@ -205,7 +205,7 @@ def test_a_host_that_is_to_be_taken_away_leaves_a_checkpoint(
     assert saved % 10 == 0, "inside the first epoch, where the workers vote"
     done = job.end(400)
     assert done.status == 0, done.output
-    assert f"machine {cluster.hosts.address(2)} is about to go: a checkpoint is asked for" in done.output
+    assert f"machine {cluster.hosts.address(2)} is being drained: a checkpoint is requested" in done.output
     assert went_on_from(done, saved) == saved
     report(request, f"checkpoint of step {saved} {seconds:.1f} s after the notice")
 
@@ -288,10 +288,10 @@ def test_one_host_less_is_enough_where_the_number_of_workers_may_change(
     begin, killed = time.monotonic(), storage.step()
     job.until(lambda: storage.step() > killed, 240)
     went_on = time.monotonic() - begin
-    job.until(lambda: "1 workers go on" in job.output)
+    job.until(lambda: "1 workers resume" in job.output)
     cluster.start_node()
     back = time.monotonic()
-    job.until(lambda: "2 workers go on" in job.output, 240)
+    job.until(lambda: "2 workers resume" in job.output, 240)
     grown = time.monotonic() - back
     done = job.end(400)
     assert done.status == 0, done.output

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -21,205 +21,180 @@ import torch
 
 from cluster.environment import LOOPBACK, SHUTDOWN_GRACE_SECONDS, environment, thread_variables
 from cluster.group import Group
-from cluster.local.process import WorkerSpec, serve
+from cluster.local.worker import WorkerSpec, run_worker
 from cluster.outcomes import OutcomeTracker, death_notice
-from cluster.stopping import sigterm_notice
+from cluster.stopping import stop_on_sigterm
 from cluster.worker import STOPPED, Body, OnEvent, Outcome
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often the driver looks up from its workers, whether it was asked to stop."""
+"""How often the driver checks whether it was asked to stop."""
 
 
 def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
-    """Run the items on one group of `group.workers` processes, or on `group.parallel` single ones side by side.
+    """Run the items on one group of `group.workers` processes, or on `group.parallel` groups of one process each.
 
-    A dead worker's team is replaced, and takes up its item again, as often as `group.max_failures` says. After that its
-    item fails; a single team takes the remaining items down with it, of several the dead one is replaced.
+    A group that loses a worker is replaced and starts its item again, `group.max_failures` times in all. After that its
+    item fails. If it is the only group, the remaining items fail too; with `group.parallel`, it is still replaced.
     """
-    _check_devices(group)
-    ledger = OutcomeTracker(len(items), group.world_size)
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder, sigterm_notice() as asked_to_stop:
-        crew = WorkerPool(body, items, group, ledger, folder)
-        stop_by = math.inf
+    if torch.cuda.is_available() and group.workers > (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"--workers {group.workers} needs as many GPUs, this machine has {count}: use --workers {count}"
+        )
+    tracker = OutcomeTracker(len(items), group.world_size)
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder, stop_on_sigterm() as stop_signal:
+        pool = WorkerPool(body, items, group, tracker, folder)
+        deadline = math.inf
         try:
-            crew.start()
-            while ledger.unsettled():
-                if asked_to_stop() and stop_by == math.inf:
-                    crew.stop()
-                    stop_by = time.monotonic() + SHUTDOWN_GRACE_SECONDS
-                if time.monotonic() > stop_by:
-                    break
-                crew.deal()
-                for team in _listen(crew.teams, ledger, on_event):
-                    crew.replace(team)
-            if stop_by == math.inf:
-                for team in crew.teams:
-                    team.dismiss()
+            pool.start()
+            while tracker.pending() and time.monotonic() < deadline:
+                if stop_signal.stop_requested and deadline == math.inf:
+                    pool.stop()
+                    deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+                pool.assign_items()
+                for lost in pool.receive(on_event):
+                    pool.replace(lost)
+            if deadline == math.inf:
+                for each in pool.groups:
+                    each.shut_down()
         finally:
-            for team in crew.teams:
-                team.kill()
-        ledger.give_up(ledger.unsettled(), STOPPED, killed=True)
-    return ledger.outcomes()
+            for each in pool.groups:
+                each.kill()
+        tracker.fail(tracker.pending(), STOPPED, killed=True)
+    return tracker.outcomes()
 
 
 class WorkerPool:
-    """The teams, the items that wait for them, and what is done when a team is lost."""
+    """The worker groups, the items that wait for one, and the replacement of a group that lost a worker."""
 
-    def __init__(self, body: Body, items: Sequence[Any], group: Group, ledger: OutcomeTracker, folder: str) -> None:
-        self._body, self._items, self._group, self._ledger, self._folder = body, items, group, ledger, folder
+    def __init__(self, body: Body, items: Sequence[Any], group: Group, tracker: OutcomeTracker, folder: str) -> None:
+        self._items, self._group, self._tracker = items, group, tracker
         self._waiting = deque(range(len(items)))
         self._failures, self._stopping = 0, False
-        self.teams: list[_Team] = []
+        self.groups = [_WorkerGroup(slot, body, group, folder) for slot in range(min(group.parallel, len(items)))]
 
     def start(self) -> None:
-        for slot in range(min(self._group.parallel, len(self._items))):
-            self.teams.append(_Team(slot))
-            self.teams[-1].start(self._body, self._group, self._folder)
+        for each in self.groups:
+            each.start()
 
-    def deal(self) -> None:
-        """Give each idle team the next item."""
-        for team in self.teams:
-            if team.number is None and self._waiting:
+    def assign_items(self) -> None:
+        """Give each idle group the next item."""
+        for each in self.groups:
+            if each.item is None and self._waiting:
                 number = self._waiting.popleft()
-                team.give(number, self._items[number])
+                each.send_item(number, self._items[number])
+
+    def receive(self, on_event: OnEvent) -> list[_WorkerGroup]:
+        """Wait a moment for messages, handle them, and return the groups in which the pipe of a worker was closed."""
+        owners = {pipe: (group, rank) for group in self.groups for rank, pipe in enumerate(group.pipes)}
+        for pipe in connection.wait(list(owners), POLL_SECONDS):
+            assert isinstance(pipe, Connection)
+            group, rank = owners[pipe]
+            try:
+                kind, number, payload = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                group.dead.append(rank)
+                continue
+            if kind == "event":
+                on_event(number, payload)
+            elif self._tracker.report(number, rank, payload):
+                group.item = None
+        return [group for group in self.groups if group.dead]
 
     def stop(self) -> None:
-        """Tell all workers that they are to stop; those that die of it are not replaced."""
+        """Ask all workers to stop. Workers that die from now on are not replaced."""
         self._stopping = True
-        for team in self.teams:
-            for member in team.members:
-                member.process.terminate()
+        for group in self.groups:
+            for process in group.processes:
+                process.terminate()
 
-    def replace(self, team: _Team) -> None:
-        """A team that lost a worker ends; another takes its place if there is something left to do for it."""
-        lost = [] if team.number is None else [team.number]
-        notice, killed = team.bury()
+    def replace(self, group: _WorkerGroup) -> None:
+        """End a group that lost a worker. Start it again if there is work left for it."""
+        lost = [] if group.item is None else [group.item]
+        notice, killed = group.end_after_death()
         if self._stopping:
-            self._ledger.give_up([*lost, *self._waiting], STOPPED, killed=True)
+            self._tracker.fail([*lost, *self._waiting], STOPPED, killed=True)
             self._waiting.clear()
         elif self._group.max_failures == -1 or self._failures < self._group.max_failures:
             self._failures += 1
             cause = str(notice.error).partition(";")[0]
             log.warning("%s: it is replaced (%d of %d times)", cause, self._failures, self._group.max_failures)
-            self._ledger.begin_again(self._group.world_size)
+            self._tracker.restart(self._group.world_size)
             self._waiting.extendleft(lost)
         else:
             if self._group.parallel == 1:
                 lost.extend(self._waiting)
                 self._waiting.clear()
-            self._ledger.give_up(lost, notice, killed)
+            self._tracker.fail(lost, notice, killed)
         if self._waiting:
-            team.start(self._body, self._group, self._folder)
+            group.start()
         else:
-            self.teams.remove(team)
+            self.groups.remove(group)
 
 
-def _check_devices(group: Group) -> None:
-    if torch.cuda.is_available() and group.workers > torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"--workers {group.workers} needs as many GPUs, this machine has {count}: use --workers {count}"
-        )
+class _WorkerGroup:
+    """`group.world_size` processes that share each item.
 
+    slot: its number among the groups. item: the number of the item that it works on, None if idle.
+    dead: the ranks whose pipes are closed.
+    """
 
-def _listen(teams: Sequence[_Team], ledger: OutcomeTracker, on_event: OnEvent) -> list[_Team]:
-    """Wait a moment for messages, take them down, and return the teams in which a worker's pipe has ended."""
-    owners = {member.pipe: (team, rank) for team in teams for rank, member in enumerate(team.members)}
-    broken: list[_Team] = []
-    for pipe in connection.wait(list(owners), POLL_SECONDS):
-        assert isinstance(pipe, Connection)
-        team, rank = owners[pipe]
-        try:
-            kind, number, payload = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            team.silent.append(rank)
-            if team not in broken:
-                broken.append(team)
-            continue
-        if kind == "event":
-            on_event(number, payload)
-        elif ledger.report(number, rank, payload):
-            team.number = None
-    return broken
+    def __init__(self, slot: int, body: Body, group: Group, folder: str) -> None:
+        self._slot, self._body, self._group, self._folder = slot, body, group, folder
+        self.item: int | None = None
+        self.processes: list[SpawnProcess] = []
+        self.pipes: list[Connection] = []
+        self.dead: list[int] = []
 
-
-@dataclass(frozen=True)
-class _Member:
-    process: SpawnProcess
-    pipe: Connection
-
-
-class _Team:
-    """Processes that share each item: one world of `group.world_size` ranks."""
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        """Its number among the teams."""
-        self.number: int | None = None
-        """The item it works at."""
-        self.members: list[_Member] = []
-        self.silent: list[int] = []
-        """The ranks whose pipes have ended."""
-
-    def start(self, body: Body, group: Group, folder: str) -> None:
-        """Start the processes, in place of those that were there."""
-        self.number, self.members, self.silent = None, [], []
-        context = get_context("spawn")
-        meeting_point = str(Path(tempfile.mkdtemp(dir=folder)) / "store")
+    def start(self) -> None:
+        """Start the processes, in place of earlier ones."""
+        self.item, self.processes, self.pipes, self.dead = None, [], [], []
+        context, group = get_context("spawn"), self._group
+        store = str(Path(tempfile.mkdtemp(dir=self._folder)) / "store")
         loopback = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)}
         with environment(loopback | thread_variables(group.threads)):
             for rank in range(group.world_size):
                 ours, theirs = context.Pipe()
-                seat = WorkerSpec(
-                    rank,
-                    group.world_size,
-                    rank + self.slot,
-                    group.threads,
-                    meeting_point,
-                    os.getpid(),
-                    group.patience,
+                spec = WorkerSpec(
+                    rank, group.world_size, rank + self._slot, group.threads, store, os.getpid(), group.timeout
                 )
-                process = context.Process(target=serve, args=(body, seat, theirs), name=f"worker {rank}")
+                process = context.Process(target=run_worker, args=(self._body, spec, theirs), name=f"worker {rank}")
                 process.start()
-                self.members.append(_Member(process, ours))
-                theirs.close()  # so that the pipe ends with the worker
+                self.processes.append(process)
+                self.pipes.append(ours)
+                theirs.close()  # so that the pipe is closed when the worker dies
 
-    def give(self, number: int, item: Any) -> None:
-        """Let all members run this item."""
-        self.number = number
-        for member in self.members:
-            _send(member, (number, item))
+    def send_item(self, number: int, item: Any) -> None:
+        self.item = number
+        self._send((number, item))
 
-    def bury(self) -> tuple[Outcome, bool]:
-        """End a team that lost a worker; returns what to say of it, and whether the worker was killed from outside."""
-        for rank in self.silent:
-            self.members[rank].process.join(SHUTDOWN_GRACE_SECONDS)
-        # One death takes the others along through broken connections: a signal is nearer to the cause than an exit.
-        code, rank = min((self.members[rank].process.exitcode or 0, rank) for rank in self.silent)
+    def _send(self, message: Any) -> None:
+        for pipe in self.pipes:
+            with suppress(BrokenPipeError):  # the worker is dead: `receive` finds the closed pipe
+                pipe.send(message)
+
+    def shut_down(self) -> None:
+        """Tell the workers that there are no more items, and wait until they have exited."""
+        self._send(None)
+        for process in self.processes:
+            process.join(SHUTDOWN_GRACE_SECONDS)
+
+    def end_after_death(self) -> tuple[Outcome, bool]:
+        """End the group; returns the outcome of its item, and whether a worker was killed from outside."""
+        for rank in self.dead:
+            self.processes[rank].join(SHUTDOWN_GRACE_SECONDS)
+        # A death breaks the others' connections, and they exit: a signal is closer to the cause than an exit code.
+        code, rank = min((self.processes[rank].exitcode or 0, rank) for rank in self.dead)
         self.kill()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return death_notice(rank, len(self.members), how), code < 0
-
-    def dismiss(self) -> None:
-        """Tell the members that no item comes, and wait until they have left."""
-        for member in self.members:
-            _send(member, None)
-        for member in self.members:
-            member.process.join(SHUTDOWN_GRACE_SECONDS)
+        return death_notice(rank, len(self.processes), how), code < 0
 
     def kill(self) -> None:
-        """End the members that are still there."""
-        for member in self.members:
-            member.process.kill()
-        for member in self.members:
-            member.process.join()
-            member.pipe.close()
-
-
-def _send(member: _Member, message: Any) -> None:
-    try:
-        member.pipe.send(message)
-    except BrokenPipeError:
-        log.debug("%s is gone; the end of its pipe says so to the driver's loop", member.process.name)
+        """End the workers that still run."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        for pipe in self.pipes:
+            pipe.close()

@@ -1,4 +1,8 @@
-"""The network on which workers on several machines find each other: the one by which Ray knows each machine."""
+"""The network interface by which workers on several machines connect: the one by which Ray knows each machine.
+
+By itself, Gloo takes the address of the host name. On many machines that is loopback, and workers on two of them would
+never connect. NCCL does not have this problem.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
-VARIABLE = "GLOO_SOCKET_IFNAME"
-"""What names the network interface to Gloo. By itself it takes the host name's address, which on many machines is
-that of loopback: the workers of two of them would never meet. NCCL knows better."""
 
+def torch_config(timeout: float) -> TorchConfig:
+    """Ray's setup of torch's process group, after each worker has chosen its interface.
 
-def torch_config(patience: float) -> TorchConfig:
-    """Ray's way of opening torch's process group, after each worker has chosen its interface.
-
-    patience: seconds until a collective gives up.
+    timeout: seconds until a collective fails.
     """
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
@@ -31,20 +31,20 @@ def torch_config(patience: float) -> TorchConfig:
         def backend_cls(self) -> type[Backend]:
             return Backend
 
-    return Config(timeout_s=int(patience) or 1)
+    return Config(timeout_s=int(timeout) or 1)
 
 
 def use_interface_of_node() -> None:
-    """Name this machine's interface to Gloo, unless somebody has."""
+    """Tell Gloo this machine's interface, unless the environment already does."""
     import ray
 
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
-        os.environ.setdefault(VARIABLE, name)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the interface that has this IP address; None where none has (behind a translation of addresses)."""
+    """The name of the interface with this IP address; None if there is none (behind network address translation)."""
     import psutil
 
     for name, entries in psutil.net_if_addrs().items():

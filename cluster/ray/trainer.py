@@ -1,7 +1,7 @@
-"""Workers that are a Ray Train (V2) worker group, on a cluster or on a Ray started for the occasion: the driver's side.
+"""The driver's side of workers that are a Ray Train (V2) worker group, on a cluster or on a Ray started here.
 
-Ray finds a machine that is dead or cut off the network within about a minute, ends the group and starts it again,
-as often as it is allowed to; the workers go on from what they have saved.
+Ray notices within about a minute that a machine is dead or cut off. It then ends the worker group and starts it again,
+as often as allowed; the workers resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -19,159 +19,149 @@ from cluster.environment import LOOPBACK, environment, thread_variables
 from cluster.group import Group
 from cluster.outcomes import OutcomeTracker
 from cluster.ray.mailbox import open_mailbox
-from cluster.ray.monitor import Watch, dead_ranks, last_line
+from cluster.ray.monitor import Monitor, dead_ranks, last_line
 from cluster.ray.network import torch_config
-from cluster.ray.worker import Task, serve
-from cluster.stopping import sigterm_notice
-from cluster.storage_check import marked
+from cluster.ray.worker import Task, run_worker
+from cluster.stopping import stop_on_sigterm
+from cluster.storage_check import storage_marker
 from cluster.worker import Body, OnEvent, Outcome
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
-    from ray.train import RunConfig, UserCallback
+    from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
 log = logging.getLogger(__name__)
 
 SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # its 60 s are short for a busy machine or a growing cluster
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor more to start, for a notice that no body asks for
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a body finds relative paths where the driver does
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an additional actor for a notice that nobody uses
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers and driver
 }
-"""Ray's settings where the caller's environment leaves them open."""
-
+"""Ray's settings, where the caller's environment does not set them."""
 
 ELASTIC_SETTINGS = {
-    # Ray tries at first to start as many as before, also where a machine has just gone; then it counts again.
+    # After the loss of a machine Ray first tries to start as many workers as before. It counts again after this time.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
-"""The same, where the number of workers may change."""
+"""The same, if the number of workers may change."""
 
 
 def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
-    """Run the items on one worker group: together (`group.workers`) or dealt out in turn (`group.parallel`).
+    """Run the items on one worker group: together (`group.workers`) or each by one worker (`group.parallel`).
 
-    A group that loses a worker is started again `group.max_failures` times, for the items that are not settled; then
-    every unfinished item is left with an error that says so.
+    A group that loses a worker is started again for the pending items, `group.max_failures` times. After that every
+    pending item fails.
     """
     num_workers = group.workers if group.parallel == 1 else min(group.parallel, len(items))
-    wanted = SETTINGS if group.min_workers is None else SETTINGS | ELASTIC_SETTINGS
-    settings = {name: os.environ.get(name, value) for name, value in wanted.items()}
-    # Ray takes SIGTERM when it starts: the notice comes after it.
-    with environment(settings), _connection(num_workers) as interface, sigterm_notice() as asked_to_stop:
+    defaults = SETTINGS if group.min_workers is None else SETTINGS | ELASTIC_SETTINGS
+    settings = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    # Ray installs a SIGTERM handler when it starts: ours comes after that.
+    with environment(settings), _connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
         _warn_if_small(num_workers)
-        with marked(group.storage) as marker:
-            desk = open_mailbox()
-            alone = group.parallel > 1 or num_workers == 1
-            task = Task(body, items, desk, group.threads, alone, marker, group.patience)
-            ledger = OutcomeTracker(len(items), group.world_size)
+        with storage_marker(group.storage) as marker:
+            mailbox = open_mailbox()
+            independent = group.parallel > 1 or num_workers == 1
+            task = Task(body, items, mailbox, group.threads, independent, marker, group.timeout)
+            tracker = OutcomeTracker(len(items), group.world_size)
             fit = _Fit(_trainer(task, group, num_workers, interface))
-            watch = Watch(desk, ledger, on_event, group)
+            monitor = Monitor(mailbox, tracker, on_event, group)
             fit.start()
             try:
-                watch.until_the_end(fit, asked_to_stop)
+                monitor.follow(fit, stop_signal)
             finally:
-                _end(fit, watch, desk)
-        watch.settle(fit.error, num_workers, asked_to_stop())
-    return ledger.outcomes()
+                _end(fit, monitor, mailbox)
+        monitor.finish(fit.error, num_workers, stop_signal.stop_requested)
+    return tracker.outcomes()
 
 
 @contextmanager
 def _connection(num_workers: int) -> Iterator[str | None]:
-    """A connection to Ray: the caller's, that of RAY_ADDRESS, or one started here, which ends with the block.
+    """A connection to Ray: the caller's, that of RAY_ADDRESS, or to a Ray started here that ends with the block.
 
-    That to a cluster stays open until the process ends (`cluster.exit` says why).
-    Gives the network interface on which the workers find each other, None for that by which Ray knows each machine.
+    A connection to a cluster stays open until the process ends (see `cluster.exit`).
+    Yields the network interface on which the workers connect; None: the one by which Ray knows each machine.
     """
     import ray
+    from ray.job_config import JobConfig
 
     interface = os.environ.get("GLOO_SOCKET_IFNAME")
-    if ray.is_initialized():
+    address = os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized() or address:
+        if not ray.is_initialized():
+            ray.init(address, logging_level=logging.ERROR)
         yield interface
         return
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address, logging_level=logging.ERROR)
-        yield interface
-        return
-    _start(num_workers)
+    quiet = JobConfig()  # `ray.init(logging_config=...)` would change the driver's own logging too
+    quiet.set_py_logging_config(ray.LoggingConfig(log_level="ERROR"))
+    num_cpus = max(os.cpu_count() or 1, num_workers)
+    ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, job_config=quiet)
     try:
         yield interface or LOOPBACK
     finally:
         ray.shutdown()
 
 
-def _start(num_workers: int) -> None:
-    """Start Ray on this machine, for as long as this process is connected to it."""
-    import ray
-    from ray.job_config import JobConfig
-
-    quiet = JobConfig()  # `ray.init(logging_config=...)` would change the driver's own logging too
-    quiet.set_py_logging_config(ray.LoggingConfig(log_level="ERROR"))
-    num_cpus = max(os.cpu_count() or 1, num_workers)
-    ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, job_config=quiet)
-
-
 def _warn_if_small(num_workers: int) -> None:
     import ray
 
-    have = int(ray.cluster_resources().get(_resource(), 0))
-    if have < num_workers:
-        log.warning("Ray has %d %ss for %d workers: waiting for it to grow", have, _resource(), num_workers)
+    available = int(ray.cluster_resources().get(_resource(), 0))
+    if available < num_workers:
+        log.warning("Ray has %d %ss for %d workers: waiting for more", available, _resource(), num_workers)
 
 
 def _resource() -> str:
-    """What each worker takes one of."""
+    """The resource of which each worker takes one."""
     import ray
 
     return "GPU" if ray.cluster_resources().get("GPU", 0) > 0 else "CPU"
 
 
 def _trainer(task: Task, group: Group, num_workers: int, interface: str | None) -> TorchTrainer:
-    from ray.train import ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
-    span = num_workers if group.min_workers is None else (group.min_workers, num_workers)
-    return TorchTrainer(
-        serve,
-        train_loop_config={"task": task},
-        torch_config=torch_config(group.patience),
-        scaling_config=ScalingConfig(num_workers=span, use_gpu=_resource() == "GPU"),
-        run_config=_run_config(task, group, variables),
-    )
-
-
-def _run_config(task: Task, group: Group, variables: dict[str, str]) -> RunConfig:
-    from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.config import LoggingConfig
 
-    return RunConfig(
-        name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",
-        storage_path=os.path.join(group.storage, "ray"),
-        failure_config=FailureConfig(
-            max_failures=group.max_failures,
-            max_preemption_failures=group.max_failures,
-            controller_failure_limit=3 if group.min_workers is None else -1,  # the driver's patience ends that
+    variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
+    return TorchTrainer(
+        run_worker,
+        train_loop_config={"task": task},
+        torch_config=torch_config(group.timeout),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers if group.min_workers is None else (group.min_workers, num_workers),
+            use_gpu=_resource() == "GPU",
         ),
-        callbacks=[_failure_callback(task.desk)],
-        worker_runtime_env={"env_vars": variables},
-        logging_config=LoggingConfig(log_level="ERROR"),
+        run_config=RunConfig(
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",
+            storage_path=os.path.join(group.storage, "ray"),
+            failure_config=FailureConfig(
+                max_failures=group.max_failures,
+                max_preemption_failures=group.max_failures,
+                controller_failure_limit=3 if group.min_workers is None else -1,  # -1: the driver's timeout ends it
+            ),
+            callbacks=[_failure_callback(task.mailbox)],
+            worker_runtime_env={"env_vars": variables},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
     )
 
 
-def _failure_callback(desk: ActorHandle) -> UserCallback:
-    """Tells the driver at once when workers fail, while Ray starts the group again by itself."""
+def _failure_callback(mailbox: ActorHandle) -> UserCallback:
+    """Tells the driver at once that workers failed, while Ray starts the group again by itself."""
     from ray.train import UserCallback
 
-    class Failures(UserCallback):
+    class ReportFailure(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            desk.report_failure.remote(dead_ranks(worker_exceptions), last_line(*worker_exceptions.values()))
+            mailbox.report_failure.remote(dead_ranks(worker_exceptions), last_line(*worker_exceptions.values()))
 
-    return Failures()
+    return ReportFailure()
 
 
 class _Fit(Thread):
-    """`trainer.fit()` beside the driver's loop: Ctrl-C stays the driver's own, where `fit` would take the signal."""
+    """`trainer.fit()` in a thread, as in the main thread it would handle Ctrl-C itself.
+
+    Not a ThreadPoolExecutor: the driver may be interrupted and exit while this runs.
+    """
 
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
@@ -181,14 +171,14 @@ class _Fit(Thread):
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except Exception as error:  # raised in the driver's thread by settle
+        except Exception as error:  # raised in the driver's thread by Monitor.finish
             self.error = error
 
 
-def _end(fit: _Fit, watch: Watch, desk: ActorHandle) -> None:
+def _end(fit: _Fit, monitor: Monitor, mailbox: ActorHandle) -> None:
     import ray
 
-    ray.kill(desk)  # a group that is started after this finds no desk, and ends
-    if fit.is_alive():  # interrupted, and Ray may live on
-        for arrival in watch.arrivals.values():
-            ray.kill(arrival.actor)
+    ray.kill(mailbox)  # a worker group that is started after this finds no mailbox, and ends
+    if fit.is_alive():  # interrupted: a cluster's Ray goes on
+        for worker in monitor.workers.values():
+            ray.kill(worker.actor)

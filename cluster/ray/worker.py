@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.process_group import ProcessGroup, exchange
-from cluster.ray.mailbox import Arrival, Sender, listen
-from cluster.storage_check import Marker, complaint
-from cluster.worker import Body, Outcome, Place, work_through
+from cluster.ray.mailbox import Outbox, WorkerInfo, listen
+from cluster.storage_check import Marker, storage_error
+from cluster.worker import Body, Outcome, Worker, run_items
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -27,62 +27,61 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker is given: the items, and how to work and report.
+    """What every worker is given.
 
-    alone: each worker is a world of its own and takes its share of the items.
-    marker: what it must find in the storage.
+    independent: each worker is a group of its own and takes its share of the items.
+    marker: the file that it must find in the storage. timeout: see `ProcessGroup`.
     """
 
     body: Body
     items: Sequence[Any]
-    desk: ActorHandle
+    mailbox: ActorHandle
     threads: int
-    alone: bool
+    independent: bool
     marker: Marker
-    patience: float
+    timeout: float
 
 
-def serve(config: dict[str, Task]) -> None:
-    """Work through the items that no earlier group of this launch has settled."""
+def run_worker(config: dict[str, Task]) -> None:
+    """Run the items that no earlier worker group of this launch has finished."""
     import ray.train
     from ray.exceptions import RayError
     from ray.train.torch import get_device
 
     task, context = config["task"], ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    independent = task.independent or world_size == 1
     torch.set_num_threads(task.threads)
     store = dist.distributed_c10d._get_default_store()  # Ray Train's; it outlives the groups opened on it
-    ask = partial(exchange, store, rank, world_size, patience=timedelta(seconds=task.patience))
+    ask = partial(exchange, store, rank, world_size, timeout=timedelta(seconds=task.timeout))
     attempt = ask("attempt", uuid.uuid4().hex)[0]
-    alone = task.alone or world_size == 1
-    runtime = ray.get_runtime_context()
-    arrival = Arrival(
-        attempt,
-        1 if alone else world_size,
-        runtime.current_actor,
-        runtime.get_actor_id() or "",
-        runtime.get_node_id(),
-        ray.util.get_node_ip_address(),
-    )
     try:
-        settled = ray.get(task.desk.join.remote(rank, arrival))
+        finished = ray.get(task.mailbox.register.remote(rank, _info(attempt, 1 if independent else world_size)))
     except RayError as error:
-        log.warning("the driver is gone (%s): nothing is left to do", error)
+        log.warning("the driver is gone (%s): this worker ends", error)
         return
-    settled = set(json.loads(ask("settled", json.dumps(sorted(settled)))[0]))
-    tasks = [(number, item) for number, item in enumerate(task.items) if number not in settled]
-    sender = Sender(task.desk, attempt, 0 if alone else rank)
-    wrong = [text for text in ask("storage", complaint(task.marker) or "") if text]
-    if alone:
-        tasks = tasks[rank::world_size]
-    if wrong:
-        for number, _ in tasks:
-            sender.post("outcome", number, Outcome(error=wrong[0]))
+    finished = set(json.loads(ask("finished", json.dumps(sorted(finished)))[0]))
+    items = [(number, item) for number, item in enumerate(task.items) if number not in finished]
+    if independent:
+        items = items[rank::world_size]
+    outbox = Outbox(task.mailbox, attempt, 0 if independent else rank)
+    errors = [text for text in ask("storage", storage_error(task.marker) or "") if text]
+    if errors:
+        for number, _ in items:
+            outbox.post("outcome", number, Outcome(error=errors[0]))
         return
-    if alone:
+    if independent:
         dist.destroy_process_group()  # a body that asks torch must not find the other workers
-        place = Place(0, 1, get_device(), None)
+        worker, group = Worker(0, 1, get_device(), stop_signal=listen(task.mailbox)), None
     else:
-        links = ProcessGroup(store, dist.get_backend(), rank, world_size, task.patience)
-        place = Place(rank, world_size, get_device(), links)
-    work_through(task.body, tasks, place, sender.post, listen(task.desk))
+        group = ProcessGroup(store, dist.get_backend(), rank, world_size, task.timeout)
+        worker = Worker(rank, world_size, get_device(), stop_signal=listen(task.mailbox))
+    run_items(task.body, items, worker, group, outbox.post)
+
+
+def _info(attempt: str, world_size: int) -> WorkerInfo:
+    import ray
+
+    context = ray.get_runtime_context()
+    actor, name, node = context.current_actor, context.get_actor_id() or "", context.get_node_id()
+    return WorkerInfo(attempt, world_size, actor, name, node, ray.util.get_node_ip_address())
