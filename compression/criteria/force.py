@@ -25,13 +25,13 @@ def force(
     masks: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """One round of |w * g|: w the dense weight, g the gradient of the network that `masks` has pruned.
+    """One round of |w * g|: w the dense weight, g the gradient in the network pruned by `masks`.
 
-    g is averaged over the batches, BatchNorm uses batch statistics. A pruned weight has a score too and may come back.
-    The loss is the objective's; the authors' code takes the negative logit for cross-entropy.
+    g is averaged over the batches. BatchNorm uses batch statistics. A pruned weight also has a score and may return.
+    The loss is the objective's; the authors' code uses the negative logit in place of cross-entropy.
 
-    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole batch.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     gradients = mean_gradients(model, batches, objective, masks, chunk_size)
     return {name: (w.detach() * gradients[name]).abs() for name, w in prunable(model).items()}

@@ -39,13 +39,14 @@ def grasp(
     temperature: float = 200.0,
     chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """+w * (H g): to first order, half of what removing a weight takes from the gradient's squared norm.
+    """+w * (H g): to first order, half of the decrease of the gradient's squared norm when a weight is removed.
 
-    batches: the parts (in the paper two halves of the data), each with a forward and BatchNorm statistics of its own.
-    g is the sum of their gradients, a constant; H the sum of their Hessians; both over prunable weights alone. The
-    authors' code stores the negative and removes the highest: the same order.
-    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole part.
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    batches: the parts (in the paper two halves of the data), each with its own forward pass and BatchNorm statistics.
+    g is the sum of their gradients, a constant; H the sum of their Hessians; both for prunable weights only. The
+    authors' code stores the negative and removes the highest, which gives the same order.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole
+    part.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     check_batches(batches)
     check_positive(temperature=temperature)
@@ -54,7 +55,7 @@ def grasp(
     parameters = {**{name: p.detach() for name, p in tempered.named_parameters()}, **weights}
     inputs, buffers = list(weights.values()), detached_buffers(tempered)
     with in_mode(model, training=True), torch.enable_grad(), CheapSecondOrder():
-        # Two passes: the second multiplies by the whole gradient, which is known only after the first.
+        # Two passes: the second one multiplies by the whole gradient, which the first one computes.
         first, second = ChunkedLoss(objective, chunk_size), ChunkedLoss(objective, chunk_size)
         parts = [first.gradients(tempered, parameters, buffers, part, inputs) for part in batches]
         total = [torch.stack(gradients).sum(dim=0) for gradients in zip(*parts, strict=True)]

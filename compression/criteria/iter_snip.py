@@ -25,18 +25,18 @@ def iter_snip(
     masks: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """One round of |w * g| in the network that `masks` has pruned: weights that are pruned score 0 and never come back.
+    """One round of |w * g| in the network pruned by `masks`. Pruned weights have the score 0 and never return.
 
-    g is averaged over the batches, BatchNorm uses batch statistics. The loss is the objective's; the authors' code
-    takes the negative logit for cross-entropy.
+    g is averaged over the batches. BatchNorm uses batch statistics. The loss is the objective's; the authors' code uses
+    the negative logit in place of cross-entropy.
 
-    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole batch.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     scores = force(model, batches, objective, masks, chunk_size)
-    return (
-        scores if masks is None else {name: s.masked_fill(~masks[name].to(s.device), 0) for name, s in scores.items()}
-    )
+    if masks is None:
+        return scores
+    return {name: s.masked_fill(~masks[name].to(s.device), 0) for name, s in scores.items()}
 
 
 @dataclass(frozen=True)

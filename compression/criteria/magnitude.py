@@ -14,9 +14,9 @@ from compression.objectives.base import Objective
 
 
 def magnitude(model: nn.Module, batches: Sequence[Batch] = (), objective: Objective | None = None) -> dict[str, Tensor]:
-    """|w|. Neither batches nor the objective are looked at.
+    """|w|. Batches and objective are not used.
 
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     return {name: weight.detach().abs() for name, weight in prunable(model).items()}
 

@@ -33,14 +33,15 @@ def prospr(
 ) -> dict[str, Tensor]:
     """|dL(theta_steps) / dc| at c = 1, where theta_0 = c * w and theta_{k+1} = theta_k - lr * grad L(theta_k).
 
-    How much removing a weight now changes the loss after `steps` steps of plain gradient descent. All parameters take
-    the steps; convolution and linear weights get scores. BatchNorm uses batch statistics.
+    The effect of removing a weight on the loss after `steps` steps of plain gradient descent. All parameters take the
+    steps; convolution and linear weights have scores. BatchNorm uses batch statistics.
 
-    batches: one, used at every step and for the last loss, or steps + 1, one each.
-    first_order: take the inner gradients as constants, so no second derivatives: score = |w * grad L(theta_steps)|.
-    chunk_size: with first_order, images at once (BatchNorm then uses each chunk's statistics); None: a whole batch.
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
-    ValueError if the full meta-gradient, which holds the graphs of all steps, will not fit into free memory.
+    batches: one for all steps and the last loss, or steps + 1, one for each.
+    first_order: treat the inner gradients as constants (no second derivatives): score = |w * grad L(theta_steps)|.
+    chunk_size: with first_order, images scored at once (BatchNorm then uses statistics of the chunk); None: a whole
+    batch.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
+    ValueError if the full meta-gradient, which keeps the graphs of all steps, does not fit into free memory.
     """
     check_inner(steps, lr, first_order, chunk_size)
     check_batches(batches, (1, steps + 1))
@@ -89,15 +90,15 @@ def _first_order(
 
 
 def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None) -> None:
-    """ValueError for inner steps that cannot be."""
+    """ValueError for invalid settings of the inner steps."""
     if steps < 0:
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
     check_positive(**{"learning rate of the inner steps": lr})
     check_chunk_size(chunk_size)
     if chunk_size is not None and not first_order:
         raise ValueError(
-            "chunk_size goes with first_order: the full meta-gradient holds whole steps in memory; a smaller "
-            "scoring_batch_size makes it smaller"
+            "chunk_size needs first_order: the full meta-gradient keeps whole steps in memory; use a smaller "
+            "scoring_batch_size instead"
         )
 
 

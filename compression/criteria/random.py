@@ -1,4 +1,4 @@
-"""Random: the baseline that any criterion has to beat."""
+"""Random scores: the baseline for every criterion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from compression.objectives.base import Objective
 def random(
     model: nn.Module, batches: Sequence[Batch] = (), objective: Objective | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Uniform in [0, 1), from `seed` alone: the same on every device. Neither batches nor the objective are looked at.
+    """Uniform in [0, 1), from `seed` only: the same on every device. Batches and objective are not used.
 
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
-    draw = torch.Generator().manual_seed(seed)
-    # Drawn in float64: in float32 a large network's scores would have ties, which are not random.
+    generator = torch.Generator().manual_seed(seed)
+    # In float64: in float32 the scores of a large network have ties, which are not random.
     return {
-        name: torch.rand(weight.shape, generator=draw, dtype=torch.float64).to(weight.device)
+        name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
         for name, weight in prunable(model).items()
     }
 

@@ -19,11 +19,11 @@ from compression.objectives.base import Objective, check_positive
 def snip(
     model: nn.Module, batches: Sequence[Batch], objective: Objective, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
-    """|w * g|, g the gradient of the loss averaged over the batches. BatchNorm uses batch statistics.
+    """|w * g|, with g the gradient of the loss averaged over the batches. BatchNorm uses batch statistics.
 
-    chunk_size: images at once, for less memory (BatchNorm then uses each chunk's statistics); None: a whole batch.
-    Returns parameter name -> score of the parameter's shape, not normalised (the paper divides by the sum, which leaves
-    the ranking alone), higher is kept. The model is left as it was.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole batch.
+    Returns parameter name -> score of the parameter's shape, higher is kept, not normalised (the paper divides by the
+    sum, which does not change the ranking). The model is not changed.
     """
     gradients = mean_gradients(model, batches, objective, chunk_size=chunk_size)
     return {name: (w.detach() * gradients[name]).abs() for name, w in prunable(model).items()}

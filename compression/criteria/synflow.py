@@ -23,15 +23,15 @@ def synflow(
     objective: Objective | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """One round of |w * dR/dw|, R the sum of the outputs for one image of ones when every weight is |w|.
+    """One round of |w * dR/dw|, with R the sum of the outputs for one image of ones if every weight is |w|.
 
-    Weights that `masks` prunes are zero in the network and score 0. The network runs in eval mode with the absolute
-    values of all parameters and of all floating-point buffers, BatchNorm's running statistics too, as in the authors'
-    code. Of batches[0] only shape and device of an image count; the objective is not looked at.
+    Weights pruned by `masks` are zero in the network and have the score 0. The network runs in eval mode with the
+    absolute values of all parameters and all floating-point buffers, as in the authors' code (also for BatchNorm's
+    running statistics). Of batches[0], only the shape and device of an image are used. The objective is not used.
 
-    Everything is computed and returned in float64, whatever the weights are: R is a product over all layers, and in
-    float32 that of a deep network overflows, or its scores round to ties.
-    Returns parameter name -> score of the parameter's shape, higher is kept. The model is left as it was.
+    All computations and results are float64, for weights of any precision: R is a product over all layers, which in
+    float32 overflows for a deep network, or gives ties between scores.
+    Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     check_batches(batches)
     weights = {name: w.detach().double().abs() for name, w in prunable(model).items()}

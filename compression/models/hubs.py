@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 AUXILIARY = ("googlenet", "inception_v3")
-"""In training they return several logits, which no objective here takes: they are built without the extra heads, and
-with the change of input scale that their published weights expect."""
+"""In train mode these return several logits, which objectives do not support. They are built without auxiliary heads,
+and with the input scaling that their published weights expect."""
 
 
 def timm_names() -> list[str]:
-    import timm  # takes seconds to import, as torchvision does
+    import timm  # the import takes seconds, like torchvision's
 
     return timm.list_models()
 
@@ -27,7 +27,7 @@ def timm_classifier(name: str, num_classes: int, **arguments: Any) -> nn.Module:
 def torchvision_names() -> list[str]:
     from torchvision import models
 
-    # The package's own level holds the classifiers; detection, segmentation, video and flow lie below it.
+    # The top module contains the classifiers; detection, segmentation, video and flow are in submodules.
     return models.list_models(module=models)
 
 
@@ -46,7 +46,7 @@ def mobilenet_v2(num_classes: int, **arguments: Any) -> nn.Module:
 
 
 def mobilenet_v2_small(num_classes: int, **arguments: Any) -> nn.Module:
-    """The same without the first two of its five halvings, so that 32x32 images end at 4x4."""
+    """MobileNetV2 without the first two of its five downsamplings, so that 32x32 images end at 4x4."""
     model: Any = mobilenet_v2(num_classes, **arguments)
     for convolution in (model.features[0][0], model.features[2].conv[1][0]):
         assert convolution.stride == (2, 2)

@@ -1,4 +1,4 @@
-"""ImageNet's ResNets from torchvision, those with a stem for small images, and both with other widths."""
+"""torchvision's ResNets for ImageNet and, with another stem, for small images, optionally with other widths."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ STEM_WIDTH = 64
 def imagenet(depth: int, num_classes: int, stage_widths: Sequence[int] | None = None) -> nn.Module:
     """torchvision's ResNet of 18, 34 or 50 layers with random weights.
 
-    stage_widths: the four stages' channels (a bottleneck block has four times as many at its ends). The stem keeps 64,
-    all blocks of a stage are alike, and a 1x1 projection stands exactly where the shapes at a shortcut's ends differ.
+    stage_widths: channels of the four stages (a bottleneck block has four times as many outputs). The stem keeps 64
+    channels, all blocks of a stage are equal, and a shortcut has a 1x1 projection exactly if its shapes differ.
     """
-    from torchvision import models  # takes seconds to import, and the small networks do without
+    from torchvision import models  # the import takes seconds, and the networks for small images do not need it
 
     model = getattr(models, f"resnet{depth}")(num_classes=num_classes)
     if stage_widths is not None:
@@ -30,7 +30,7 @@ def imagenet(depth: int, num_classes: int, stage_widths: Sequence[int] | None = 
 
 
 def small_images(depth: int, num_classes: int, stage_widths: Sequence[int] | None = None) -> nn.Module:
-    """The same with a 3x3 stem of stride 1 and no max-pool, as papers use it at 32 and 64 pixels."""
+    """The ResNet with a 3x3 stem of stride 1 and without max-pool, as used in papers for 32 and 64 pixels."""
     model: Any = imagenet(depth, num_classes, stage_widths)
     model.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -39,7 +39,7 @@ def small_images(depth: int, num_classes: int, stage_widths: Sequence[int] | Non
 
 
 def _change_widths(model: Any, widths: Sequence[int], num_classes: int) -> None:
-    """Put stages of `widths` and a classifier that fits in the place of torchvision's."""
+    """Replace the stages by ones of `widths`, and the classifier to fit."""
     block = type(model.layer1[0])
     in_channels = STEM_WIDTH
     for place, width in enumerate(widths, 1):

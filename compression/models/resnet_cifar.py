@@ -14,10 +14,10 @@ STAGE_WIDTHS = (16, 32, 64)
 
 
 class ChannelShortcut(nn.Module):
-    """Option A: a shortcut without parameters that subsamples space and writes channels into zeros.
+    """Option A: a shortcut without parameters that subsamples in space and pads channels with zeros.
 
-    source and target say which input channel lands in which output channel, so that a network with removed channels is
-    the same module with shorter lists. (N, in, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    Input channel source[i] is copied to output channel target[i]; a network with removed channels has shorter lists.
+    (N, in, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
     source: Tensor
@@ -33,9 +33,9 @@ class ChannelShortcut(nn.Module):
 
     @classmethod
     def padded(cls, in_channels: int, out_channels: int, stride: int) -> ChannelShortcut:
-        """The paper's: all input channels in the middle of the output's, zeros on both sides.
+        """The paper's shortcut: all input channels in the middle of the output channels, zeros on both sides.
 
-        Where the output has fewer channels, those in the middle of the input.
+        If the output has fewer channels: the channels in the middle of the input.
         """
         num = min(in_channels, out_channels)
         source, target = (in_channels - num) // 2, (out_channels - num) // 2
@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 class ResNetCIFAR(nn.Module):
     """A 3x3 stem and three stages of 16, 32 and 64 channels: (N, in_channels, H, W) -> logits (N, num_classes).
 
-    stage_widths: other channels for the three stages. The stem has as many as the first stage, whose shortcut it feeds.
+    stage_widths: channels of the three stages. The stem has as many as the first stage, since it feeds its shortcut.
     """
 
     def __init__(

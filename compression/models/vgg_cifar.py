@@ -1,4 +1,4 @@
-"""VGG with BatchNorm for small images (Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556), of any widths."""
+"""VGG with BatchNorm for small images (Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556), with any widths."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from compression.models.widths import check_widths
 
 @dataclass(frozen=True)
 class Layout:
-    """What tells one VGG from another.
+    """The differences between VGGs.
 
     widths: output channels of each convolution.
-    pools: the convolutions (from 1) that a 2x2 max-pool follows.
-    grid: the classifier sees grid x grid averages of the last features.
-    hidden: width of the classifier's two hidden layers; 0 for one linear layer alone.
+    pools: the convolutions (counted from 1) that are followed by a 2x2 max-pool.
+    grid: the classifier gets grid x grid averages of the last features.
+    hidden: width of the classifier's two hidden layers; 0: a single linear layer.
     """
 
     widths: tuple[int, ...]
@@ -35,7 +35,7 @@ VGG19 = Layout((64, 64, 128, 128, 256, 256, 256, 256, *[512] * 8), pools=(2, 4, 
 VGG11_MLP = replace(VGG11, hidden=512)
 VGG16_MLP = replace(VGG16, hidden=512)
 
-# Prune-then-Distill averages after the last stage instead of taking the maximum.
+# Prune-then-Distill has no max-pool after the last stage, only the average.
 VGG11_PTD = replace(VGG11, pools=VGG11.pools[:-1])
 VGG19_PTD = replace(VGG19, pools=VGG19.pools[:-1])
 VGG19_PTD_DOUBLE = replace(VGG19_PTD, widths=(64, 128, 256, 256, *[512] * 4, *[1024] * 7, 512))
@@ -45,14 +45,14 @@ VGG16_TINY = replace(VGG16, grid=2, hidden=1024)
 class VGG(nn.Module):
     """3x3 convolutions with BatchNorm and ReLU, then the classifier: (N, in_channels, H, W) -> logits (N, num_classes).
 
-    The max-pools keep a last odd row or column, so that 8x8 images pass through all five of them; where the size is
-    even, as from 32x32 down, that changes nothing. The final average is then over one position.
+    The max-pools keep a last odd row or column, so that 8x8 images pass through all five of them. This makes no
+    difference for even sizes, such as 32x32.
     """
 
     def __init__(
         self, layout: Layout, num_classes: int, widths: Sequence[int] | None = None, in_channels: int = 3
     ) -> None:
-        """widths: output channels of each convolution, the layout's own if not given. Hidden layers keep theirs."""
+        """widths: output channels of each convolution; None: the layout's. Hidden layers keep their widths."""
         super().__init__()
         widths = check_widths("widths", "convolution", layout.widths if widths is None else widths, len(layout.widths))
         layers: list[nn.Module] = []

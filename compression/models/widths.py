@@ -1,4 +1,4 @@
-"""Checking a list of widths before a network is built of it."""
+"""Validation of a list of widths."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 def check_widths(argument: str, part: str, widths: Sequence[int], num: int) -> list[int]:
     """`widths` as a list of `num` positive ints, one for each `part` ("convolution", "stage").
 
-    Errors: ValueError that names the first part whose width is not a positive whole number, or the length asked for.
+    ValueError that names the first part with a width that is not a positive integer, or the required length.
     """
     if isinstance(widths, str) or len(widths) != num:
-        raise ValueError(f"{argument} gives one width for each of the {num} {part}s, not {list(widths)}")
+        raise ValueError(f"{argument} must give one width for each of the {num} {part}s, not {list(widths)}")
     for place, width in enumerate(widths, 1):
         if not isinstance(width, int) or width < 1:
             raise ValueError(
-                f"{argument}: {part} {place} of {num} has width {width!r}; a width is a whole number from 1"
+                f"{argument}: {part} {place} of {num} has width {width!r}; a width must be an integer, 1 or more"
             )
     return list(widths)
