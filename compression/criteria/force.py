@@ -30,7 +30,7 @@ def force(
     g is averaged over the batches. BatchNorm uses batch statistics. A pruned weight also has a score and may return.
     The loss is the objective's; the authors' code uses the negative logit in place of cross-entropy.
 
-    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole batch.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses chunk statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     gradients = mean_gradients(model, batches, objective, masks, chunk_size)

@@ -21,7 +21,7 @@ def snip(
 ) -> dict[str, Tensor]:
     """|w * g|, with g the gradient of the loss averaged over the batches. BatchNorm uses batch statistics.
 
-    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole batch.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses chunk statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, higher is kept, not normalised (the paper divides by the
     sum, which does not change the ranking). The model is not changed.
     """
