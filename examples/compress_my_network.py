@@ -15,9 +15,9 @@ from compression import channels, compaction, cost, export, gates
 SHAPE = (1, 8, 8)
 
 # Your data: here scikit-learn's handwritten digits, 1,500 for training and 297 for testing.
-digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-labels = torch.tensor(digits.target)
+pixels, digits = load_digits(return_X_y=True)
+images = torch.tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 16
+labels = torch.tensor(digits)
 
 
 class MyNetwork(nn.Module):
