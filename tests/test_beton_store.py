@@ -25,7 +25,8 @@ with threads_kept():
 
 from pipelines.data.config import Augmentation
 from pipelines.data.ffcv.beton import Beton
-from pipelines.data.ffcv.kernels import JPEG, RAW, kernels
+from pipelines.data.ffcv.format import JPEG, RAW
+from pipelines.data.ffcv.kernels import kernels
 from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import Arrays
 from pipelines.data.loading.folder import FolderStore
@@ -94,7 +95,7 @@ def test_a_file_tells_what_is_in_it(folder: Path) -> None:
         assert beton.labels.dtype == torch.int64
         assert beton.labels.tolist() == [n % 5 for n in range(26)]
         assert beton.sizes.tolist() == [list(image.shape[:2]) for image in images]
-        assert beton.modes.tolist() == [mode] * 26
+        assert beton.images[:, 2].tolist() == [mode] * 26
     for image, (start, size, *_) in zip(images, raw.images.tolist(), strict=True):
         assert bytes(raw.mapped[start : start + size]) == image.tobytes()
     for start, size, *_ in jpg.images.tolist():
@@ -240,7 +241,7 @@ def test_jpeg_and_pixels_mix_in_a_batch(tmp_path: Path, folder: Path) -> None:
         next(store({"train": path}, ResizedCrop(48, 56)).read([request(list(range(26)), 4)])).images
         for path in names.values()
     )
-    is_raw = torch.from_numpy(Beton.open(names["mix"]).modes == RAW)
+    is_raw = torch.from_numpy(Beton.open(names["mix"]).images[:, 2] == RAW)
     assert 0 < is_raw.sum() < 26
     assert torch.equal(mixed, torch.where(is_raw[:, None, None, None], raw, jpg))
     assert (raw - jpg).abs().mean() < 3
@@ -300,17 +301,17 @@ def test_damage_is_an_error_that_names_the_file(report: Any) -> None:
         assert message.startswith("ValueError:"), (name, message)
         assert ".beton" in message
     for name in [name for name in found if name.startswith("cut")]:
-        assert ("is no FFCV file" if name in ("cut 0", "cut 10") else "was cut short or is damaged") in found[name]
+        assert ("is not an FFCV file" if name in ("cut 0", "cut 10") else "is incomplete or damaged") in found[name]
         assert f"{name.replace(' ', '-')}.beton" in found[name]
     for name in ("image", "end", "middle"):
         assert f"zeros-{name}.beton: image 5 is a damaged JPEG" in found[f"zeros {name}"]
-    assert "version.beton is no FFCV file of version 2" in found["version"]
-    assert "other.beton is no FFCV file of version 2" in found["other"]
+    assert "version.beton is not an FFCV file of version 2" in found["version"]
+    assert "other.beton is not an FFCV file of version 2" in found["other"]
     assert "image 4 has the label 4, outside 0 to 3" in found["label"]
     assert "has images 0 to 25, not 26" in found["above"]
     assert "has images 0 to 25, not -1" in found["below"]
     height, width = photos(26)[0].shape[:2]
-    assert f"image 0 has {height} x {width} pixels, fewer than are cut out of it" in found["small"]
+    assert f"image 0 has {height} x {width} pixels and is smaller than its crop" in found["small"]
 
 
 def test_a_geometry_that_puts_nothing_into_a_picture_is_a_defect(folder: Path) -> None:
@@ -319,7 +320,7 @@ def test_a_geometry_that_puts_nothing_into_a_picture_is_a_defect(folder: Path) -
             right = super().plan(view, sizes)
             return Plan(right.sources, right.targets + torch.tensor([10**6, 0, 0, 0]), right.size, None)
 
-    with pytest.raises(AssertionError, match="nothing is put into a picture"):
+    with pytest.raises(AssertionError, match="a target lies outside its picture"):
         next(store({"train": folder / "raw.beton"}, Wrong(32, 32)).read([request([0])]))
 
 

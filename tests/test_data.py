@@ -425,7 +425,7 @@ def test_wrong_requests_are_refused(loader: Loader) -> None:
 def test_no_validation_split() -> None:
     loader = open_loader(Digits(val_fraction=0), 0, "cpu")
     assert dict(loader.info.sizes) == {"train": 1438, "val": 0, "test": 359}
-    with pytest.raises(ValueError, match=r'"val" is empty: give data.val_fraction'):
+    with pytest.raises(ValueError, match=r'"val" is empty: set --data.val-fraction'):
         loader.evaluation("val", 32)
 
 

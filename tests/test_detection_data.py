@@ -421,7 +421,7 @@ def test_validation_is_held_out_of_training(opened: Open) -> None:
 def test_other_needs_are_refused(opened: Open, need: str) -> None:
     assert need in NEEDS
     loader, needs = opened(), frozenset({need, "index"})
-    message = rf"unknown needs \['{need}'\]: batches of this data can hold \['index'\]"
+    message = rf"unknown needs \['{need}'\]: this data offers \['index'\]"
     with pytest.raises(ValueError, match=message):
         loader.epoch("train", 0, 4, needs)
     with pytest.raises(ValueError, match=message):

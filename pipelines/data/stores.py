@@ -1,4 +1,4 @@
-"""Which backend holds which data: from a config to a store and what a loader has to know of it."""
+"""Open the data of a config in its backend."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipelines.data.loading.memory import MemoryStore
 from pipelines.data.loading.views import Opened
 
 Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
-"""Data that `pipelines/prepare.py` writes for FFCV."""
+"""Data that `pipelines/prepare.py` can prepare for FFCV."""
 
 
 def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
-    """The data of `config` in its backend. FileNotFoundError or ValueError says what is wrong with the files."""
+    """Open the data of `config` in its backend. FileNotFoundError, ValueError: a file is missing or wrong."""
     if isinstance(config, Digits):
         return in_memory(read_digits(), config.augmentation, device, dtype)
     if isinstance(config, VOC):
@@ -25,7 +25,7 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
         return open_detection(config, device, dtype, workers)
     if config.backend == "ffcv":
         return _prepared(config, device, dtype, workers)
-    from pipelines.data import readers as official  # torchvision's import takes seconds, and the digits do without
+    from pipelines.data import readers as official  # imports torchvision, which takes seconds
 
     source = official.source(config)
     if config.backend == "memory":
@@ -38,28 +38,28 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
 
 
 def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> Opened:
-    """Arrays, held on the device."""
+    """Arrays held on the device."""
     height, width = arrays.images["train"].shape[1:3]
     store = MemoryStore(arrays, augmentation, device, dtype)
     return Opened(store, arrays.labels, arrays.num_classes, (3, height, width), arrays.fingerprint)
 
 
 def geometry(config: Prepared) -> Geometry:
-    """How stored images become what the network sees."""
+    """How stored images become the network's input."""
     if isinstance(config, (ImageNet, CUB)):
         return ResizedCrop(config.image_size, config.resize)
     return PadCrop(_size(config), config.augmentation.crop_padding, config.augmentation.flip)
 
 
 def _size(config: Prepared) -> int:
-    """Height and width in pixels of evaluation's images."""
+    """Height and width in pixels of images for evaluation."""
     if isinstance(config, (ImageNet, CUB, Images)):
         return config.image_size
     return 64 if isinstance(config, TinyImageNet) else 32
 
 
 def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
-    """What `pipelines/prepare.py` wrote below `config.root`, read by FFCV's kernels."""
+    """The files that `pipelines/prepare.py` wrote into `config.root`."""
     from pipelines.data.ffcv.beton import Beton
     from pipelines.data.ffcv.store import BetonStore
     from pipelines.data.preparing import manifest
