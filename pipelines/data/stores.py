@@ -9,7 +9,7 @@ from pipelines.data.detection.config import VOC
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
 from pipelines.data.loading.memory import MemoryStore
-from pipelines.data.loading.views import Opened
+from pipelines.data.loading.views import Finish, Opened
 
 Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
 """Data that `pipelines/prepare.py` can prepare for FFCV."""
@@ -32,7 +32,8 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
         return in_memory(read_whole(source, _size(config)), config.augmentation, device, dtype)
     from pipelines.data.loading.folder import FolderStore
 
-    store = FolderStore(source.parts, geometry(config), source.mean, source.std, device, dtype, workers)
+    finish = Finish(source.mean, source.std, device, dtype)
+    store = FolderStore(source.parts, geometry(config), finish, workers)
     labels = {name: part.labels for name, part in source.parts.items()}
     return Opened(store, labels, len(source.classes), (3, _size(config), _size(config)), source.fingerprint)
 
@@ -67,6 +68,6 @@ def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, worker
     found, shape = manifest.read(config.root), geometry(config)
     found.check(config, shape.size if isinstance(shape, PadCrop) else None)
     files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
-    store = BetonStore(files, shape, found.mean, found.std, device, dtype, workers)
+    store = BetonStore(files, shape, Finish(found.mean, found.std, device, dtype), workers)
     labels = {name: beton.labels for name, beton in files.items()}
     return Opened(store, labels, len(found.classes), (3, shape.size, shape.size), found.fingerprint)

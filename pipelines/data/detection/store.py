@@ -59,16 +59,15 @@ class DetectionStore:
         parts: Mapping[str, Annotated],
         size: int,
         augmentation: DetectionAugmentation,
-        black: Tensor,
-        device: torch.device,
+        finish: Finish,
     ) -> None:
-        """black: (1, C, 1, 1), a black pixel normalised. ValueError: a box lies outside its image."""
+        """finish: the last steps of `store`. ValueError: a box lies outside its image."""
         self.host = store.host
         self._store = store
         self._size = size
         self._augmentation = augmentation
-        self._black = black
-        self._device = device
+        self._device = finish.device
+        self._black = finish(torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=finish.device), None)
         # On the host, which needs the number of boxes of each image; reading it from the device would wait.
         self._sizes = {name: part.sizes.to(self.host) for name, part in parts.items()}
         self._boxes = {name: _letterboxed(name, part, size).to(self.host) for name, part in parts.items()}
@@ -127,17 +126,15 @@ class DetectionStore:
 
 def open_detection(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
     """Open the data of `config` in its backend. FileNotFoundError, ValueError: a file is missing or wrong."""
-    found, parts, store = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
-    pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=device)
-    black = Finish(found.mean, found.std, device, dtype)(pixel, None)
-    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, black, device)
+    found, parts, store, finish = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
+    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, finish)
     # An image has objects of several classes, so the validation split is not stratified.
     labels = {name: torch.zeros(len(part.sizes), dtype=torch.int64) for name, part in parts.items()}
     shape = (3, config.image_size, config.image_size)
     return Opened(annotated, labels, len(found.classes), shape, found.fingerprint, frozenset({"index"}))
 
 
-_Found = tuple["Source | Manifest", dict[str, Annotated], Store]
+_Found = tuple["Source | Manifest", dict[str, Annotated], Store, Finish]
 
 
 def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
@@ -146,8 +143,9 @@ def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: in
 
     source = voc.read(config.root, config.years.split("+"), "detection")
     source.check_complete(config.subset)
-    store = FolderStore(source.parts, Letterbox(config.image_size), source.mean, source.std, device, dtype, workers)
-    return source, {name: _of_files(part) for name, part in source.parts.items()}, store
+    finish = Finish(source.mean, source.std, device, dtype)
+    store = FolderStore(source.parts, Letterbox(config.image_size), finish, workers)
+    return source, {name: _of_files(part) for name, part in source.parts.items()}, store, finish
 
 
 def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
@@ -163,8 +161,9 @@ def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: in
         )
     check_complete(f"{found.name} in {found.folder}", found.missing, config.subset)
     files = {name: Beton.open(found.path(name)) for name in found.parts}
-    store = BetonStore(files, Letterbox(config.image_size), found.mean, found.std, device, dtype, workers)
-    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store
+    finish = Finish(found.mean, found.std, device, dtype)
+    store = BetonStore(files, Letterbox(config.image_size), finish, workers)
+    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store, finish
 
 
 def _of_files(part: Detections) -> Annotated:

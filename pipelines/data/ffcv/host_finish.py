@@ -16,10 +16,10 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class HostFinish:
     """Gives the result of `finish`, bit for bit, from a table of its results for all 256 pixel values."""
 
-    def __init__(self, finish: Finish, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, finish: Finish) -> None:
+        self._dtype = finish.dtype
         ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
-        self._table = finish(ramp, None)[0, :, 0].contiguous().view(INTEGERS[dtype.itemsize]).numpy()
+        self._table = finish(ramp, None)[0, :, 0].contiguous().view(INTEGERS[finish.dtype.itemsize]).numpy()
 
     def room(self, num: int, size: int) -> np.ndarray:
         """An uninitialised buffer for `fill`, (N, size, size, 3)."""

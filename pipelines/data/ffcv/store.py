@@ -22,7 +22,6 @@ from pipelines.data.loading.geometry import Geometry, Plan
 from pipelines.data.loading.prefetch import prefetch
 from pipelines.data.loading.side_stream import SideStream
 from pipelines.data.loading.views import Finish, Request, View, batch_of
-from pipelines.data.source import RGB
 
 WAITING = 3
 """Finished batches that are kept ready for the training."""
@@ -36,22 +35,13 @@ class BetonStore:
     On the CPU these threads also flip and normalise; a GPU receives uint8 and does that itself.
     """
 
-    def __init__(
-        self,
-        files: Mapping[str, Beton],
-        geometry: Geometry,
-        mean: RGB,
-        std: RGB,
-        device: torch.device,
-        dtype: torch.dtype,
-        workers: int,
-    ) -> None:
+    def __init__(self, files: Mapping[str, Beton], geometry: Geometry, finish: Finish, workers: int) -> None:
         self.host = torch.device("cpu")
         self._files = dict(files)
         self._geometry = geometry
-        self._finish = Finish(mean, std, device, dtype)
-        self._side = SideStream(device)
-        self._host_finish = HostFinish(self._finish, dtype) if device.type == "cpu" else None
+        self._finish = finish
+        self._side = SideStream(finish.device)
+        self._host_finish = HostFinish(finish) if finish.device.type == "cpu" else None
         self._workers = max(1, workers)
         self._start_threads()
 

@@ -15,7 +15,6 @@ from compression.batch import Batch
 from pipelines.data.loading.geometry import Geometry, PadCrop, Plan, ResizedCrop
 from pipelines.data.loading.views import Finish, Request, View, batch_of
 from pipelines.data.readers.image_folders import centre
-from pipelines.data.source import RGB
 
 AT_ONCE = 16
 """Full images that one process holds before it crops them."""
@@ -32,21 +31,12 @@ class Photos(Protocol):
 class FolderStore:
     """Reads views of image files with `workers` processes (0: this one)."""
 
-    def __init__(
-        self,
-        parts: Mapping[str, Photos],
-        geometry: Geometry,
-        mean: RGB,
-        std: RGB,
-        device: torch.device,
-        dtype: torch.dtype,
-        workers: int,
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Photos], geometry: Geometry, finish: Finish, workers: int) -> None:
         self.host = torch.device("cpu")
-        self._device = device
+        self._device = finish.device
         self._workers = workers
         self._decoder = _Decoder(parts, geometry)
-        self._finish = Finish(mean, std, device, dtype)
+        self._finish = finish
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
         # The sampler yields the requests: workers receive whole batches in order, a few in advance. Without a generator

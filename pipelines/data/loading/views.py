@@ -84,6 +84,7 @@ class Finish:
         self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
         """mean, std: per channel, of pixel values / 255. device, dtype: of the results."""
+        self.device, self.dtype = device, dtype
         self._of_pixel = [(torch.tensor(value, dtype=torch.float64) * 255).to(device, dtype) for value in (mean, std)]
         self._of_row: dict[int, tuple[Tensor, Tensor]] = {}
 
