@@ -27,7 +27,7 @@ from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import read_whole
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
-from pipelines.data.loading.views import Opened
+from pipelines.data.loading.views import Finish, Opened
 from pipelines.data.preparing.convert import prepare
 from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
 from pipelines.data.preparing.sets import storage
@@ -135,9 +135,8 @@ def _ours(opened: Opened, setting: Setting) -> Epoch:
 
 def _folder(subject: Subject, setting: Setting) -> Opened:
     source, size = subject.source, subject.geometry.size
-    store = FolderStore(
-        source.parts, subject.geometry, source.mean, source.std, setting.device, torch.float32, setting.workers
-    )
+    finish = Finish(source.mean, source.std, setting.device, torch.float32)
+    store = FolderStore(source.parts, subject.geometry, finish, setting.workers)
     return Opened(store, _labels(source), len(source.classes), (3, size, size), "benchmark")
 
 
@@ -148,7 +147,8 @@ def _prepared(subject: Subject, setting: Setting, scratch: Path) -> Opened:
     job = Job(kind, subject.source, storage(kind, image_size=size if subject.fixed else None))
     found = prepare(job, scratch, setting.workers)
     files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
-    store = BetonStore(files, subject.geometry, found.mean, found.std, setting.device, torch.float32, setting.workers)
+    finish = Finish(found.mean, found.std, setting.device, torch.float32)
+    store = BetonStore(files, subject.geometry, finish, setting.workers)
     return Opened(store, {n: f.labels for n, f in files.items()}, len(found.classes), (3, size, size), "benchmark")
 
 

@@ -1,4 +1,4 @@
-"""Files for test_beton_store.py, and what it runs in a process of its own, so that nothing can hang or end the tests.
+"""Files and functions for test_beton_store.py, run in a separate process so that a crash or hang cannot end the tests.
 
 python -m tests.beton_bodies FOLDER: prints one line of JSON.
 """
@@ -26,13 +26,13 @@ from pipelines.data.ffcv.store import BetonStore
 from pipelines.data.loader import Loader
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
-from pipelines.data.loading.views import Opened, Request, Store, View
+from pipelines.data.loading.views import Finish, Opened, Request, Store, View
 from pipelines.data.source import Pixels
 
 CPU = torch.device("cpu")
 NOTHING: frozenset[str] = frozenset()
 PLAIN = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
-"""Mean and standard deviation with which pixels come out as they are."""
+"""Mean and standard deviation that leave pixel values unchanged."""
 
 
 def photos(num: int, seed: int = 0, low: int = 60, high: int = 150) -> list[np.ndarray]:
@@ -48,7 +48,7 @@ def photos(num: int, seed: int = 0, low: int = 60, high: int = 150) -> list[np.n
 
 
 def write(path: Path, images: list[np.ndarray] | np.ndarray, labels: list[int], **options: Any) -> Path:
-    """By FFCV's own writer. options: of its RGBImageField."""
+    """Write a file with FFCV's own writer. options: of its RGBImageField."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -61,7 +61,8 @@ def write(path: Path, images: list[np.ndarray] | np.ndarray, labels: list[int], 
 def store(files: Mapping[str, Path], geometry: Geometry, workers: int = 2, **other: Any) -> BetonStore:
     opened = {name: Beton.open(path) for name, path in files.items()}
     mean, std = other.get("normal", PLAIN)
-    return BetonStore(opened, geometry, mean, std, other.get("device", CPU), other.get("dtype", torch.float32), workers)
+    finish = Finish(mean, std, other.get("device", CPU), other.get("dtype", torch.float32))
+    return BetonStore(opened, geometry, finish, workers)
 
 
 def loader(store: Store, labels: Mapping[str, Tensor], size: int, val_fraction: float = 0.0) -> Loader:
@@ -74,11 +75,11 @@ def request(rows: list[int], key: int | None = None, size: int | None = None) ->
     return Request("train", index, index, {"images": View(index, index, key, size)})
 
 
-def said(path: Path, rows: list[int], geometry: Geometry | None = None, num_classes: int | None = None) -> str:
-    """What reading `rows` fails with."""
+def error_of(path: Path, rows: list[int], geometry: Geometry | None = None, num_classes: int | None = None) -> str:
+    """The error of reading `rows`; "nothing" if there is none."""
     try:
         opened = Beton.open(path, num_classes)
-        reader = BetonStore({"train": opened}, geometry or ResizedCrop(32, 32), *PLAIN, CPU, torch.float32, 2)
+        reader = BetonStore({"train": opened}, geometry or ResizedCrop(32, 32), Finish(*PLAIN, CPU, torch.float32), 2)
         list(reader.read([request([0, 1]), request(rows), request([2])]))
     except (ValueError, FileNotFoundError) as error:
         return f"{type(error).__name__}: {error}"
@@ -86,7 +87,7 @@ def said(path: Path, rows: list[int], geometry: Geometry | None = None, num_clas
 
 
 def errors(folder: Path) -> dict[str, str]:
-    """jpg.beton of folder, damaged in many ways."""
+    """The errors of reading jpg.beton, damaged in different ways."""
     whole = (folder / "jpg.beton").read_bytes()
     images = Beton.open(folder / "jpg.beton").images
 
@@ -96,36 +97,36 @@ def errors(folder: Path) -> dict[str, str]:
         return path
 
     def zeroed(row: int, first: float, last: float) -> bytes:
-        """Some of an image's bytes, as shares of it, overwritten."""
+        """The file with a range of the bytes of an image set to zero. first, last: as shares of these bytes."""
         start, size = images[row, :2].tolist()
         found = bytearray(whole)
         found[start + int(first * size) : start + int(last * size)] = bytes(int(last * size) - int(first * size))
         return bytes(found)
 
     cuts = {"0": 0, "10": 10, "100": 100, "3000": 3000, "half": len(whole) // 2, "24": -24, "1": -1}
-    found = {f"cut {name}": said(damaged(f"cut-{name}", whole[:at]), [1]) for name, at in cuts.items()}
+    found = {f"cut {name}": error_of(damaged(f"cut-{name}", whole[:at]), [1]) for name, at in cuts.items()}
     for name, (first, last) in {"image": (0, 1), "end": (0.9, 1), "middle": (0.4, 0.6)}.items():
-        found[f"zeros {name}"] = said(damaged(f"zeros-{name}", zeroed(5, first, last)), [4, 5, 6])
-    found["version"] = said(damaged("version", b"\x03\x00" + whole[2:]), [1])
-    found["other"] = said(damaged("other", b"RIFF" * 1000), [1])
-    found["whole"] = said(folder / "jpg.beton", [5])
-    found["label"] = said(folder / "jpg.beton", [1], num_classes=4)
-    found["above"] = said(folder / "jpg.beton", [1, len(images)])
-    found["below"] = said(folder / "jpg.beton", [-1])
-    found["small"] = said(folder / "jpg.beton", [1], PadCrop(200, 4, True))
-    found["absent"] = said(folder / "absent.beton", [1])
+        found[f"zeros {name}"] = error_of(damaged(f"zeros-{name}", zeroed(5, first, last)), [4, 5, 6])
+    found["version"] = error_of(damaged("version", b"\x03\x00" + whole[2:]), [1])
+    found["other"] = error_of(damaged("other", b"RIFF" * 1000), [1])
+    found["whole"] = error_of(folder / "jpg.beton", [5])
+    found["label"] = error_of(folder / "jpg.beton", [1], num_classes=4)
+    found["above"] = error_of(folder / "jpg.beton", [1, len(images)])
+    found["below"] = error_of(folder / "jpg.beton", [-1])
+    found["small"] = error_of(folder / "jpg.beton", [1], PadCrop(200, 4, True))
+    found["absent"] = error_of(folder / "absent.beton", [1])
     return found
 
 
 def _status() -> dict[str, int]:
     gc.collect()
-    time.sleep(0.2)  # Python has joined a thread a moment before the system has
+    time.sleep(0.2)  # the system removes a thread slightly later than Python joins it
     words = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {"threads": int(words["Threads"]), "memory": int(words["VmRSS"].split()[0]) >> 10}
 
 
 def flat(folder: Path) -> dict[str, dict[str, int]]:
-    """Threads and MB after a few epochs, after 50 more, after 50 iterators that were left in the middle."""
+    """Threads and MB after a few epochs, after 50 more, and after 50 iterators that were abandoned."""
     reader = store({"train": folder / "jpg.beton", "test": folder / "raw.beton"}, ResizedCrop(160, 180))
     labels = {"train": Beton.open(folder / "jpg.beton").labels, "test": Beton.open(folder / "raw.beton").labels}
     data = loader(reader, labels, 160)
@@ -141,7 +142,7 @@ def flat(folder: Path) -> dict[str, dict[str, int]]:
             next(batches)
             if epoch % 3 == 0:
                 batches.close()  # pyright: ignore[reportAttributeAccessIssue] (it is a generator)
-            if epoch % 3 == 1:  # only the garbage collector can let go of it
+            if epoch % 3 == 1:  # only the garbage collector can delete it
                 cycle: list[Any] = [batches]
                 cycle.append(cycle)
                 del batches, cycle
@@ -160,12 +161,12 @@ def flat(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def forks(folder: Path) -> dict[str, Any]:
-    """Processes forked after the store was used: decoding ones of the other backend, and one that uses it itself."""
+    """Fork processes after using the store: workers of the folder backend, and a child that reads from the store."""
     reader = store({"train": folder / "raw.beton"}, ResizedCrop(32, 32))
     first = next(reader.read([request([0, 1])]))
     pixels = np.zeros((8, 32, 32, 3), np.uint8)
     part = Pixels(pixels, torch.zeros(8, dtype=torch.int64), "zeros")
-    files = FolderStore({"train": part}, ResizedCrop(32, 32), *PLAIN, CPU, torch.float32, 2)
+    files = FolderStore({"train": part}, ResizedCrop(32, 32), Finish(*PLAIN, CPU, torch.float32), 2)
     found = {"folder": [len(batch) for batch in files.read([request([0, 1, 2], 1), request([3], 1)])]}
     if not (child := os.fork()):
         os._exit(0 if torch.equal(next(reader.read([request([0, 1])])).images, first.images) else 1)
@@ -174,7 +175,7 @@ def forks(folder: Path) -> dict[str, Any]:
 
 
 def left_open(folder: Path) -> dict[str, str]:
-    """A process that ends in the middle of an epoch."""
+    """Leave an iterator open when the process ends."""
     global kept
     kept = store({"train": folder / "jpg.beton"}, ResizedCrop(256, 256)).read(
         request([0, 1, 2], 1) for _ in range(10**6)
@@ -184,7 +185,7 @@ def left_open(folder: Path) -> dict[str, str]:
 
 
 def imported(folder: Path) -> dict[str, int]:
-    """torch's threads after the first use, and what the process has more of them when it is over."""
+    """torch's number of threads after the first use, and the threads that are left after closing the store."""
     torch.set_num_threads(2)
     reader = store({"train": folder / "raw.beton"}, ResizedCrop(512, 512))
     num_threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The backend for .beton files, against FFCV's own writer, the other backends, and damage."""
+"""The backend for .beton files: files of FFCV's writer, agreement with the other backends, damaged files."""
 
 # FFCV is optional, so its imports may be missing.
 # pyright: reportMissingImports=false
@@ -25,13 +25,14 @@ with threads_kept():
 
 from pipelines.data.config import Augmentation
 from pipelines.data.ffcv.beton import Beton
-from pipelines.data.ffcv.kernels import JPEG, RAW, kernels
+from pipelines.data.ffcv.format import JPEG, RAW
+from pipelines.data.ffcv.kernels import kernels
 from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import Arrays
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import PadCrop, Plan, ResizedCrop
 from pipelines.data.loading.memory import MemoryStore
-from pipelines.data.loading.views import NEEDS, View
+from pipelines.data.loading.views import NEEDS, Finish, View
 from pipelines.data.readers.image_folders import centre
 from pipelines.data.source import Files
 from tests.beton_bodies import CPU, NOTHING, PLAIN, loader, photos, request, store, write
@@ -41,7 +42,7 @@ NORMAL = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """jpg.beton, raw.beton: the same 26 images of many sizes, labels 0 to 4. Beside them images/N.png."""
+    """jpg.beton, raw.beton and images/N.png: the same 26 images of different sizes, labels 0 to 4."""
     folder = tmp_path_factory.mktemp("beton")
     images, labels = photos(26), [n % 5 for n in range(26)]
     write(folder / "raw.beton", images, labels, write_mode="raw")
@@ -54,13 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Any:
-    """What the bodies of beton_bodies.py found, in a process that a watchdog ends."""
+    """The results of beton_bodies.py, from a process with a timeout."""
     command = [sys.executable, "-m", "tests.beton_bodies", str(folder)]
     root, environment = Path(__file__).parent.parent, {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     print(done.stderr)
-    return json.loads(done.stdout)  # one line: FFCV and numba have written nothing
+    return json.loads(done.stdout)  # one line: FFCV and numba have printed nothing
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def arrays() -> Arrays:
 
 @pytest.fixture(scope="module")
 def small(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`arrays` in files."""
+    """`arrays` as .beton files."""
     folder = tmp_path_factory.mktemp("small")
     return {
         part: write(folder / f"{part}.beton", images, arrays.labels[part].tolist(), write_mode="raw")
@@ -86,7 +87,7 @@ def small(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 # ---- the file
 
 
-def test_a_file_tells_what_is_in_it(folder: Path) -> None:
+def test_images_labels_and_sizes_are_read_from_the_file(folder: Path) -> None:
     images = photos(26)
     raw, jpg = Beton.open(folder / "raw.beton", 5), Beton.open(folder / "jpg.beton", 5)
     for beton, mode in ((raw, RAW), (jpg, JPEG)):
@@ -94,7 +95,7 @@ def test_a_file_tells_what_is_in_it(folder: Path) -> None:
         assert beton.labels.dtype == torch.int64
         assert beton.labels.tolist() == [n % 5 for n in range(26)]
         assert beton.sizes.tolist() == [list(image.shape[:2]) for image in images]
-        assert beton.modes.tolist() == [mode] * 26
+        assert beton.images[:, 2].tolist() == [mode] * 26
     for image, (start, size, *_) in zip(images, raw.images.tolist(), strict=True):
         assert bytes(raw.mapped[start : start + size]) == image.tobytes()
     for start, size, *_ in jpg.images.tolist():
@@ -102,7 +103,7 @@ def test_a_file_tells_what_is_in_it(folder: Path) -> None:
         assert bytes(jpg.mapped[start + size - 2 : start + size]) == b"\xff\xd9"
 
 
-def test_other_fields_come_as_arrays(tmp_path: Path) -> None:
+def test_other_fields_are_read_as_arrays(tmp_path: Path) -> None:
     from ffcv.fields import BytesField, FloatField, NDArrayField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -124,7 +125,7 @@ def test_other_fields_come_as_arrays(tmp_path: Path) -> None:
         beton.field("text")
 
 
-def test_without_ffcv_it_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ffcv_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ffcv", None)
     with pytest.raises(ValueError, match="FFCV is not installed"):
         Beton.open(folder / "raw.beton")
@@ -142,7 +143,7 @@ def decoded(image: np.ndarray, source: list[int], target: list[int], size: int) 
     return pictures[0]
 
 
-def test_what_has_the_right_size_is_copied_and_the_rest_is_black() -> None:
+def test_images_of_the_right_size_are_copied_onto_black() -> None:
     image = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3) + 100
     picture = decoded(image, [1, 2, 2, 1], [0, 1, 2, 1], 3)
     assert picture[..., 0].tolist() == [[0, 118, 0], [0, 130, 0], [0, 0, 0]]
@@ -150,7 +151,7 @@ def test_what_has_the_right_size_is_copied_and_the_rest_is_black() -> None:
     assert np.array_equal(decoded(image, [0, 1, 3, 3], [0, 0, 3, 3], 3), image[:, 1:])
 
 
-def test_what_has_another_size_is_resized_into_its_place() -> None:
+def test_images_of_another_size_are_resized() -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[:2, :2], image[:2, 2:4], image[2:, :2], image[2:, 2:4] = 10, 20, 30, 40
     image[0, 0] = 14  # the mean of its four pixels is 11
@@ -162,7 +163,7 @@ def test_what_has_another_size_is_resized_into_its_place() -> None:
     assert placed[..., 1].tolist() == [[0, 0, 0, 0], [11, 20, 0, 0], [30, 40, 0, 0], [0, 0, 0, 0]]
 
 
-def test_values_are_looked_up_and_mirrored() -> None:
+def test_values_are_looked_up_and_flipped() -> None:
     pictures = np.array([[[[0, 1, 2], [3, 0, 1]]]] * 2, np.uint8)
     table = np.arange(3 * 256, dtype=np.int32).reshape(3, 256)
     out = np.empty(pictures.shape, np.int32)
@@ -171,12 +172,12 @@ def test_values_are_looked_up_and_mirrored() -> None:
     assert out[1, 0].tolist() == [[3, 256, 513], [0, 257, 514]]
 
 
-# ---- the same as the other backends
+# ---- agreement with the other backends
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("workers", [0, 3])
-def test_pixels_are_those_of_the_memory_backend(
+def test_pixels_equal_the_memory_backend(
     arrays: Arrays, small: dict[str, Path], dtype: torch.dtype, workers: int
 ) -> None:
     augmentation = Augmentation(crop_padding=4, flip=True)
@@ -201,17 +202,17 @@ def _both(read: Any, found: Loader, expected: Loader) -> Iterator[Any]:
     return zip(read(found), read(expected), strict=True)
 
 
-def test_crops_are_those_of_the_folder_backend(folder: Path) -> None:
+def test_crops_equal_the_folder_backend(folder: Path) -> None:
     names = np.array([f"{n}.png".encode() for n in range(26)])
     part = Files(folder / "images", names, torch.arange(26) % 5)
     shape = ResizedCrop(48, 56)
-    files = FolderStore({"train": part}, shape, *PLAIN, CPU, torch.float32, 0)
+    files = FolderStore({"train": part}, shape, Finish(*PLAIN, CPU, torch.float32), 0)
     ours = store({"train": folder / "raw.beton"}, shape)
     asked = [request([3, 0, 9, 25], key, size) for key in (7, 8) for size in (None, 32)] + [request([5, 4])]
     for one, other in zip(ours.read(asked), files.read(asked), strict=True):
         assert one.images.shape == other.images.shape
         assert (one.labels.tolist(), one.index.tolist()) == (other.labels.tolist(), other.index.tolist())
-        # FFCV's resizing takes areas and PIL's a triangle; a crop elsewhere or not mirrored differs by tens.
+        # FFCV resizes by area averaging, PIL with a triangle filter. A wrong crop or flip would differ by tens.
         assert (one.images - other.images).abs().mean() < 3
 
 
@@ -232,15 +233,15 @@ def test_images_stored_at_evaluation_size_are_identical(tmp_path: Path) -> None:
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-def test_jpeg_and_pixels_mix_in_a_batch(tmp_path: Path, folder: Path) -> None:
-    np.random.seed(0)  # FFCV's writer draws from here
+def test_a_batch_may_mix_jpeg_and_pixels(tmp_path: Path, folder: Path) -> None:
+    np.random.seed(0)  # FFCV's writer uses the global generator
     write(tmp_path / "mix.beton", photos(26), [0] * 26, write_mode="proportion", jpeg_quality=95)
     names = {"mix": tmp_path / "mix.beton", "raw": folder / "raw.beton", "jpg": folder / "jpg.beton"}
     mixed, raw, jpg = (
         next(store({"train": path}, ResizedCrop(48, 56)).read([request(list(range(26)), 4)])).images
         for path in names.values()
     )
-    is_raw = torch.from_numpy(Beton.open(names["mix"]).modes == RAW)
+    is_raw = torch.from_numpy(Beton.open(names["mix"]).images[:, 2] == RAW)
     assert 0 < is_raw.sum() < 26
     assert torch.equal(mixed, torch.where(is_raw[:, None, None, None], raw, jpg))
     assert (raw - jpg).abs().mean() < 3
@@ -249,10 +250,14 @@ def test_jpeg_and_pixels_mix_in_a_batch(tmp_path: Path, folder: Path) -> None:
 # ---- order, shares, resume
 
 
-def test_an_epoch_resumes_and_divides_by_workers(folder: Path) -> None:
+def opened(folder: Path, workers: int, val_fraction: float) -> Loader:
     files = {"train": folder / "jpg.beton", "test": folder / "raw.beton"}
     labels = {name: Beton.open(path).labels for name, path in files.items()}
-    data = loader(store(files, ResizedCrop(32, 36)), labels, 32, 0.2)
+    return loader(store(files, ResizedCrop(32, 36), workers), labels, 32, val_fraction)
+
+
+def test_epochs_resume_and_split_over_workers(folder: Path) -> None:
+    data = opened(folder, 2, 0.2)
     whole = list(data.epoch("train", 2, 4, NEEDS))
     resumed = list(data.epoch("train", 2, 4, NEEDS, start=3))
     shares = [list(data.epoch("train", 2, 4, NEEDS, rank, 2)) for rank in range(2)]
@@ -273,9 +278,7 @@ def test_an_epoch_resumes_and_divides_by_workers(folder: Path) -> None:
 
 
 def test_several_iterators_run_at_once(folder: Path) -> None:
-    files = {"train": folder / "jpg.beton", "test": folder / "raw.beton"}
-    labels = {name: Beton.open(path).labels for name, path in files.items()}
-    data = loader(store(files, ResizedCrop(32, 36), 3), labels, 32)
+    data = opened(folder, 3, 0.0)
 
     def iterators() -> list[Iterator[Any]]:
         return [data.epoch("a", 0, 2, NOTHING), data.epoch("b", 1, 2, NOTHING), data.evaluation("test", 2)]
@@ -287,7 +290,7 @@ def test_several_iterators_run_at_once(folder: Path) -> None:
     data.close()
 
 
-# ---- damage, threads, memory, other processes
+# ---- damage, threads, memory, processes
 
 
 def test_damage_is_an_error_that_names_the_file(report: Any) -> None:
@@ -300,30 +303,30 @@ def test_damage_is_an_error_that_names_the_file(report: Any) -> None:
         assert message.startswith("ValueError:"), (name, message)
         assert ".beton" in message
     for name in [name for name in found if name.startswith("cut")]:
-        assert ("is no FFCV file" if name in ("cut 0", "cut 10") else "was cut short or is damaged") in found[name]
+        assert ("is not an FFCV file" if name in ("cut 0", "cut 10") else "is incomplete or damaged") in found[name]
         assert f"{name.replace(' ', '-')}.beton" in found[name]
     for name in ("image", "end", "middle"):
         assert f"zeros-{name}.beton: image 5 is a damaged JPEG" in found[f"zeros {name}"]
-    assert "version.beton is no FFCV file of version 2" in found["version"]
-    assert "other.beton is no FFCV file of version 2" in found["other"]
+    assert "version.beton is not an FFCV file of version 2" in found["version"]
+    assert "other.beton is not an FFCV file of version 2" in found["other"]
     assert "image 4 has the label 4, outside 0 to 3" in found["label"]
     assert "has images 0 to 25, not 26" in found["above"]
     assert "has images 0 to 25, not -1" in found["below"]
     height, width = photos(26)[0].shape[:2]
-    assert f"image 0 has {height} x {width} pixels, fewer than are cut out of it" in found["small"]
+    assert f"image 0 has {height} x {width} pixels and is smaller than its crop" in found["small"]
 
 
-def test_a_geometry_that_puts_nothing_into_a_picture_is_a_defect(folder: Path) -> None:
+def test_a_target_outside_the_picture_fails_an_assertion(folder: Path) -> None:
     class Wrong(ResizedCrop):
         def plan(self, view: View, sizes: torch.Tensor) -> Plan:
             right = super().plan(view, sizes)
             return Plan(right.sources, right.targets + torch.tensor([10**6, 0, 0, 0]), right.size, None)
 
-    with pytest.raises(AssertionError, match="nothing is put into a picture"):
+    with pytest.raises(AssertionError, match="a target lies outside its picture"):
         next(store({"train": folder / "raw.beton"}, Wrong(32, 32)).read([request([0])]))
 
 
-def test_threads_and_memory_are_flat(report: Any) -> None:
+def test_threads_and_memory_do_not_grow(report: Any) -> None:
     found = report["flat"]
     for name in ("epochs", "abandoned"):
         assert found[name]["threads"] == found["before"]["threads"], found
@@ -331,21 +334,22 @@ def test_threads_and_memory_are_flat(report: Any) -> None:
     assert found["closed"] == {"threads": found["before"]["threads"] - 2}
 
 
-def test_first_use_changes_no_threads_and_starts_none(report: Any) -> None:
-    assert report["imported"] == {"torch": 2, "more": 0}
-
-
-def test_processes_may_be_forked_afterwards(report: Any) -> None:
-    assert report["forks"] == {"folder": [3, 1], "child": [0]}
-
-
-def test_a_process_ends_in_the_middle_of_an_epoch(report: Any) -> None:
-    assert report["left_open"] == {"left": "open"}
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("imported", {"torch": 2, "more": 0}),
+        ("forks", {"folder": [3, 1], "child": [0]}),
+        ("left_open", {"left": "open"}),
+    ],
+)
+def test_threads_forks_and_open_iterators(report: Any, body: str, expected: Any) -> None:
+    """The first use keeps torch's threads; processes can fork afterwards, and end in the middle of an epoch."""
+    assert report[body] == expected
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_a_device_gets_what_the_cpu_gets(arrays: Arrays, small: dict[str, Path]) -> None:
+def test_gpu_batches_equal_cpu_batches(arrays: Arrays, small: dict[str, Path]) -> None:
     expected = loader(store(small, PadCrop(32, 4, True), normal=NORMAL), arrays.labels, 32)
     found = loader(store(small, PadCrop(32, 4, True), normal=NORMAL, device=torch.device("cuda")), arrays.labels, 32)
     for epoch in range(20):

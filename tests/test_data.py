@@ -1,4 +1,4 @@
-"""Data: real formats, splits, derived draws, and the two backends behind one Loader."""
+"""Data: sources, splits, random draws, geometry, and the Loader with the memory and the folder backend."""
 
 from __future__ import annotations
 
@@ -107,14 +107,11 @@ def test_hold_out_counts_by_hand() -> None:
     assert held.tolist() == splits.hold_out(labels, 0.1, key=5)[1].tolist()
     assert held.tolist() != splits.hold_out(labels, 0.1, key=6)[1].tolist()
     assert len(splits.hold_out(labels, 0, key=5)[1]) == 0
-
-
-def test_hold_out_refuses_to_empty_a_class() -> None:
     with pytest.raises(ValueError, match="class 3 has 1 training images"):
         splits.hold_out(torch.tensor([0, 0, 3]), 0.1, key=0)
 
 
-def test_configs_are_options_and_the_place_is_no_identity() -> None:
+def test_configs_are_options_and_root_is_not_part_of_the_identity() -> None:
     given = tyro.cli(Images, args=["--root", "/x", "--augmentation.crop-padding", "2", "--augmentation.no-flip"])
     assert given == Images(root="/x", augmentation=Augmentation(2, False))
     assert [c.label for c in (Digits(), CIFAR10(), CIFAR100(), Images(name="tiny"), ImageNet())] == [
@@ -130,7 +127,7 @@ def test_configs_are_options_and_the_place_is_no_identity() -> None:
 # ---- sources
 
 
-def test_digits_are_the_real_ones() -> None:
+def test_digits_have_known_sizes_and_statistics() -> None:
     arrays = read_digits()
     train, test = arrays.images["train"], arrays.images["test"]
     assert (train.shape, test.shape, train.dtype) == ((1438, 8, 8, 3), (359, 8, 8, 3), np.uint8)
@@ -180,7 +177,7 @@ def test_test_labels_follow_the_training_classes(tmp_path: Path) -> None:
     assert read(Images(root=str(root))).labels["test"].tolist() == [1] * 5 + [2] * 5
 
 
-def test_bad_image_folders_are_named(tmp_path: Path) -> None:
+def test_errors_name_bad_image_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent must hold train/<class>/\* and test/<class>/\* or val/"):
         open_loader(Images(root=str(tmp_path / "absent")), 0, "cpu")
     with pytest.raises(FileNotFoundError, match=r"absent must hold train/<class>/\* and val/"):
@@ -220,7 +217,7 @@ def test_windows_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_views_equal_torchvision(flip: bool, dtype: torch.dtype) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (20, 7, 9, 3), np.uint8)
-    # A mean of 0 and a deviation of 1 / 255 leave the pixel values, so the comparison is exact.
+    # A mean of 0 and a standard deviation of 1 / 255 keep the pixel values, so the comparison is exact.
     labels = torch.zeros(20, dtype=torch.int64)
     parts = {"train": pixels, "test": pixels}
     arrays = Arrays(parts, {"train": labels, "test": labels}, 1, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255), "")
@@ -255,7 +252,7 @@ def test_normalisation_equals_torchvision() -> None:
     assert torch.equal(batch.labels, arrays.labels["test"][:50])
 
 
-# ---- one Loader, two backends
+# ---- the Loader with both backends
 
 
 @pytest.fixture(scope="module")
@@ -332,14 +329,14 @@ def test_batch_at_draws_the_same_again(loader: Loader) -> None:
     assert not torch.equal(loader.batch_at("train", 5, both.index[chosen], NEEDS).images, expected.images)
 
 
-def test_partners_are_of_the_class_and_views_differ(loader: Loader) -> None:
+def test_partners_have_the_same_class_and_views_differ(loader: Loader) -> None:
     batch = next(loader.epoch("train", 0, 150, NEEDS))
     assert batch.second_view is not None
     assert batch.paired is not None
     for a, b in itertools.combinations((batch.images, batch.second_view, batch.paired), 2):
         same = (a == b).flatten(1).all(1)
-        assert same.float().mean() < 0.3  # one crop in nine is drawn twice from memory
-    # Classes are known by their index: partners are read again, plain, through the requests.
+        assert same.float().mean() < 0.3  # the memory backend draws equal crops in one of nine cases
+    # The rows of the partners are known from the request.
     request = loader._request("train", 0, batch.index, NEEDS)
     partners = request.views["paired"].rows
     _, rows, labels = loader._splits["train"]
@@ -347,14 +344,14 @@ def test_partners_are_of_the_class_and_views_differ(loader: Loader) -> None:
     assert [label_of[row] for row in partners.tolist()] == batch.labels.tolist()  # KeyError: not a training sample
     assert (partners != request.views["images"].rows).float().mean() > 0.8
     assert len(partners.unique()) > 75
-    # A partner's draws go by the sample that it was drawn for: two samples may share a partner, but not its view.
+    # The draws of a partner depend on the sample: two samples may share a partner, but not its crop.
     assert torch.equal(request.views["paired"].owner, batch.index)
     later = loader._request("train", 1, batch.index, NEEDS).views["paired"].rows
     assert not torch.equal(later, partners)
 
 
-def test_partner_pixels_are_the_partners(imagenet: ImageNet) -> None:
-    """Without augmentation each partner is, pixel for pixel, some training image of the sample's class."""
+def test_partner_images_are_training_images_of_the_class() -> None:
+    """Without augmentation each partner equals a training image of the same class."""
     loader = open_loader(Digits(augmentation=Augmentation(0, False)), 0, "cpu")
     everything = loader.batch_at("train", 0, torch.arange(loader.info.sizes["train"]), frozenset({"paired"}))
     assert everything.paired is not None
@@ -365,7 +362,7 @@ def test_partner_pixels_are_the_partners(imagenet: ImageNet) -> None:
     assert [by_pixels[image.numpy().tobytes()] for image in everything.paired] == everything.labels.tolist()
 
 
-def test_batches_go_on_into_the_next_epoch(loader: Loader) -> None:
+def test_batches_continue_in_the_next_epoch(loader: Loader) -> None:
     size = loader.info.sizes["train"] // 2
     got = loader.batches("score", 3, size, frozenset({"paired"}))
     expected = [
@@ -408,7 +405,7 @@ def test_evaluation_covers_each_sample_once(loader: Loader, split: str) -> None:
         assert torch.equal(got.images[order], whole.images)
 
 
-def test_wrong_requests_are_refused(loader: Loader) -> None:
+def test_invalid_arguments_are_errors(loader: Loader) -> None:
     train = loader.info.sizes["train"]
     with pytest.raises(ValueError, match=f"batch_size is {train + 1}, but there are {train} training samples"):
         loader.steps_per_epoch(train + 1)
@@ -425,11 +422,11 @@ def test_wrong_requests_are_refused(loader: Loader) -> None:
 def test_no_validation_split() -> None:
     loader = open_loader(Digits(val_fraction=0), 0, "cpu")
     assert dict(loader.info.sizes) == {"train": 1438, "val": 0, "test": 359}
-    with pytest.raises(ValueError, match=r'"val" is empty: give data.val_fraction'):
+    with pytest.raises(ValueError, match=r'"val" is empty: set --data.val-fraction'):
         loader.evaluation("val", 32)
 
 
-def test_the_global_generator_is_left_alone(loader: Loader) -> None:
+def test_the_global_generator_is_unchanged(loader: Loader) -> None:
     before = torch.get_rng_state()
     loader.batches("train", 2, 20, NEEDS)
     list(loader.evaluation("val", 20))
@@ -439,7 +436,7 @@ def test_the_global_generator_is_left_alone(loader: Loader) -> None:
 # ---- the folder backend
 
 
-def test_workers_change_nothing_and_end_when_abandoned(imagenet: ImageNet) -> None:
+def test_workers_change_no_bit_and_end_with_their_iterator(imagenet: ImageNet) -> None:
     alone, helped = (open_loader(imagenet, 0, "cpu", torch.float64, workers) for workers in (0, 2))
     before = torch.get_rng_state()
     batches = helped.epoch("train", 0, 30, NEEDS)
@@ -452,7 +449,7 @@ def test_workers_change_nothing_and_end_when_abandoned(imagenet: ImageNet) -> No
 
 
 def test_folder_images_by_hand(imagenet: ImageNet) -> None:
-    """Evaluation is resize and centre crop; training is a box, resized, and flipped by its own draw."""
+    """Evaluation: resize and centre crop. Training: a random box, resized and flipped."""
     loader = open_loader(imagenet, 0, "cpu", torch.float64)
     _, train, test = image_folders.scan(imagenet.root, ("val",))
     mean, std = list(parts.IMAGENET_MEAN), list(parts.IMAGENET_STD)
@@ -485,7 +482,7 @@ def test_folder_images_by_hand(imagenet: ImageNet) -> None:
 # ---- geometry
 
 
-def test_random_boxes_have_the_asked_areas_and_ratios() -> None:
+def test_random_boxes_have_the_given_areas_and_ratios() -> None:
     attempts = draws.uniform(1, torch.arange(2000)[:, None], torch.arange(40)).view(-1, 10, 4)
     boxes = geometry.random_boxes(torch.tensor([[300, 400]]).expand(2000, 2), attempts).double()
     top, left, height, width = boxes.T
@@ -502,21 +499,24 @@ def test_random_boxes_have_the_asked_areas_and_ratios() -> None:
     assert abs(ratio.log().mean()) < 0.05
 
 
-def test_a_random_box_by_hand() -> None:
-    """The first attempt does not fit (all of the area, four by three); the second is a quarter, in the middle."""
-    attempts = torch.tensor([[[1.0, 1.0, 0.5, 0.5], [(0.25 - 0.08) / 0.92, 0.5, 0.5, 0.5]]], dtype=torch.float64)
-    assert geometry.random_boxes(torch.tensor([[100, 100]]), attempts).tolist() == [[25, 25, 50, 50]]
+TOO_WIDE, TOO_HIGH, QUARTER = (1.0, 1.0, 0.5, 0.5), (1.0, 0.0, 0.5, 0.5), ((0.25 - 0.08) / 0.92, 0.5, 0.5, 0.5)
 
 
-def test_a_box_where_no_attempt_fits() -> None:
-    too_wide = torch.tensor([[[1.0, 1.0, 0.5, 0.5]]], dtype=torch.float64)
-    too_high = torch.tensor([[[1.0, 0.0, 0.5, 0.5]]], dtype=torch.float64)
-    assert geometry.random_boxes(torch.tensor([[10, 100]]), too_wide).tolist() == [[0, 43, 10, 13]]
-    assert geometry.random_boxes(torch.tensor([[100, 10]]), too_high).tolist() == [[43, 0, 13, 10]]
+@pytest.mark.parametrize(
+    ("size", "attempts", "box"),
+    [
+        ([100, 100], [TOO_WIDE, QUARTER], [25, 25, 50, 50]),  # the first that fits
+        ([10, 100], [TOO_WIDE], [0, 43, 10, 13]),  # none fits: the largest central box
+        ([100, 10], [TOO_HIGH], [43, 0, 13, 10]),
+    ],
+)
+def test_random_boxes_by_hand(size: list[int], attempts: list[tuple[float, ...]], box: list[int]) -> None:
+    found = geometry.random_boxes(torch.tensor([size]), torch.tensor([attempts], dtype=torch.float64))
+    assert found.tolist() == [box]
 
 
 def test_images_are_centred_as_torchvision_does() -> None:
-    """Images whose short side is the resize's stay as they are, around the square that torchvision takes."""
+    """Images whose short side equals `resize` keep their size; the crop is the one of torchvision."""
     sizes = torch.tensor([[256, 256], [256, 341], [500, 256]])
     found = geometry.centred(sizes, 224, 256).tolist()
     assert found == [[-16, -16, 256, 256], [-16, -58, 256, 341], [-138, -16, 500, 256]]
@@ -524,7 +524,7 @@ def test_images_are_centred_as_torchvision_does() -> None:
 
 
 def test_padded_crops_by_hand() -> None:
-    """What is read and where it goes, for each shift that a padding of 1 allows."""
+    """Sources and targets for each shift with a padding of 1."""
     view = View(torch.arange(500), torch.arange(500), 7)
     sizes = torch.tensor([[4, 4]]).expand(500, 2)
     plan = geometry.PadCrop(4, 1, flip=True).plan(view, sizes)
@@ -550,7 +550,7 @@ def test_images_grow_in_steps_of_32() -> None:
         Resolution(start=0.9, end=0.8)
 
 
-def test_growing_images_reach_training_and_not_evaluation(imagenet: ImageNet) -> None:
+def test_only_training_images_grow(imagenet: ImageNet) -> None:
     growing = dataclasses.replace(imagenet, resolution=Resolution(low=8, high=32, start=0.5, end=0.5))
     loader = open_loader(growing, 0, "cpu")
     sizes = [next(loader.epoch("train", 0, 4, NEEDS, progress=at)).images.shape[-1] for at in (0.0, 0.5, 0.51, 1.0)]
@@ -572,7 +572,7 @@ def test_folder_fingerprint_sees_names_and_sizes(imagenet: ImageNet, tmp_path: P
     assert open_loader(config, 0, "cpu").fingerprint != before
 
 
-def test_digits_folder_is_whole_and_written_once(tmp_path: Path) -> None:
+def test_digits_folder_is_complete_and_written_once(tmp_path: Path) -> None:
     root = write_digits_as_imagenet(tmp_path / "digits", size=12)
     files = sorted(root.rglob("*.JPEG"))
     assert len(files) == 1797

@@ -1,4 +1,4 @@
-"""Detection: boxes against pictures of rectangles that lie in them, through both backends and the real files."""
+"""Detection: boxes are compared with pictures of rectangles, through both backends and real files."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ Box = tuple[int, int, int, int]
 
 @pytest.fixture(autouse=True)
 def _watchdog() -> Iterator[None]:
-    """Processes and threads are waited for in Python, where a signal's error gets through."""
+    """A timeout: SIGALRM interrupts a test that waits for a process or thread."""
 
-    def late(number: int, frame: Any) -> None:
+    def timeout(number: int, frame: Any) -> None:
         raise TimeoutError(f"the test hung for {WATCHDOG_SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, timeout)
     signal.alarm(WATCHDOG_SECONDS)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
-# ---- a devkit of black photos, in which the box of class c is a rectangle in the colour channel c - 1
+# ---- a devkit of black images; the box of class c is a rectangle in colour channel c - 1
 
 PHOTOS: list[tuple[tuple[int, int], list[Box]]] = [  # width and height; left, top, right, bottom of classes 1, 2, 3
     ((160, 100), [(40, 20, 90, 70)]),
@@ -97,7 +97,7 @@ def write_devkit(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Roots:
-    """The same data in its official form; for "ffcv" prepared from it, for "shrunken" with smaller images."""
+    """The same data as official files ("folder"), prepared ("ffcv"), and prepared with smaller images ("shrunken")."""
 
     folder: Path
 
@@ -137,13 +137,13 @@ def opened(request: pytest.FixtureRequest, roots: Roots) -> Iterator[Open]:
 
 
 def levels(images: Tensor) -> Tensor:
-    """(N, 3, S, S) in 0 to 1, as the pixels were before normalisation."""
+    """(N, 3, S, S) in 0 to 1: the pixels before normalisation."""
     mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
     return images * std + mean
 
 
 def drawn(image: Tensor) -> dict[int, list[int]]:
-    """Class -> left, top, right, bottom of what is lit in its channel of a picture, (3, S, S)."""
+    """Class -> left, top, right, bottom of the bright rectangle in its channel of a picture, (3, S, S)."""
     found = {}
     for channel, plane in enumerate(levels(image[None])[0] > 0.5):
         if plane.any():
@@ -153,7 +153,7 @@ def drawn(image: Tensor) -> dict[int, list[int]]:
 
 
 def check_fits(batch: Batch) -> int:
-    """Each box of a batch is where its rectangle is, within a pixel; how many there were."""
+    """Check that each box of a batch is within a pixel of its rectangle; returns the number of boxes."""
     count = 0
     for image, target in zip(batch.images, batch.labels, strict=True):
         lit = drawn(image)
@@ -217,7 +217,7 @@ def test_boxes_are_letterboxed_and_flipped_by_hand() -> None:
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 9, 8, 5), (-1, 0, 4, 4), (0, 0, 51, 4), (0, 0, 4, 41)])
-def test_boxes_outside_their_image_or_without_area_are_refused(box: Box) -> None:
+def test_boxes_outside_their_image_or_without_area_are_errors(box: Box) -> None:
     with pytest.raises(ValueError, match=r"image 1: box .* image of 50 x 40 pixels or has no area"):
         padded([objects((0, 0, 50, 40)), objects((0, 0, 1, 1), box)]).letterboxed(torch.tensor([[40, 50]] * 2), 64)
 
@@ -230,7 +230,7 @@ def crops(*windows: tuple[float, float, float, float], size: int) -> detection.C
 def test_crops_move_cut_and_drop_boxes_by_hand() -> None:
     inside, cut, beside, above = (40, 20, 60, 40), (10, 30, 90, 50), (0, 0, 30, 90), (50, 5, 60, 34)
     table = padded([objects(beside, inside, above, cut), objects(inside)])
-    # The window becomes twice as large, so 100 x 80, and 10 below the upper edge; two boxes' centres lie in it.
+    # The window is enlarged to 100 x 80, with 10 black rows above it. It contains the centres of two boxes.
     found = crops((40, 20, 90, 60), (0, 0, 100, 100), size=100).boxes(table)
     assert found.counts.tolist() == [2, 1]
     assert found.boxes[0].tolist() == [[0, 10, 40, 50], [0, 30, 100, 70], [0] * 4, [0] * 4]
@@ -253,17 +253,17 @@ def test_crops_move_pixels_by_hand() -> None:
     assert torch.equal(whole, images[0])
     assert torch.equal(part[:, :2], black[0].expand(3, 2, 8))
     assert torch.equal(part[:, 6:], black[0].expand(3, 2, 8))
-    # Twice as large: centres of new pixels lie a quarter beside those of old ones, whose values rise by 1 to the right
-    # and by 8 downwards.
+    # Enlarged by two: centres of new pixels are a quarter of a pixel from those of old ones. Values grow by 1 to the
+    # right and by 8 downwards.
     x, y = torch.arange(8) / 2 - 0.25 + 2, torch.arange(4) / 2 - 0.25 + 4
     expected = images[1, :, 0, 0, None, None] + 8 * y[:, None] + x
     assert torch.allclose(part[:, 2:6], expected, atol=1e-4)
-    # A window at the edge does not mix with what lies beyond it.
+    # A window at the edge is not mixed with values outside the picture.
     (corner,) = crops((0, 0, 4, 4), size=8).images(torch.ones(1, 3, 8, 8), black)
     assert torch.equal(corner, torch.ones(3, 8, 8))
 
 
-def test_drawn_crops_keep_their_promises() -> None:
+def test_drawn_crops_have_the_given_areas_and_ratios_and_contain_a_box() -> None:
     num, size = 4000, 300
     sizes = torch.tensor([[100, 200], [200, 100], [128, 128], [90, 160]]).repeat(num // 4, 1)
     table = padded([objects((10, 10, 40, 60), (60, 20, 85, 85))] * num).letterboxed(sizes, size)
@@ -287,7 +287,7 @@ def test_drawn_crops_keep_their_promises() -> None:
     assert kept.counts.unique().tolist() == [1, 2]
     assert (kept.boxes >= 0).all()
     assert (kept.boxes <= size).all()
-    # Another key gives other crops, and each image's own do not depend on what else is in the batch.
+    # Another key gives other crops, and crops do not depend on the other images of the batch.
     assert not torch.equal(draw_crops(table, sizes, size, key + 1, owner).windows, drawn_crops.windows)
     few = torch.tensor([17, 3, 2049])
     alone = draw_crops(table[few], sizes[few], size, key, owner[few])
@@ -295,14 +295,14 @@ def test_drawn_crops_keep_their_promises() -> None:
     assert torch.equal(alone.taken, drawn_crops.taken[few])
 
 
-def test_an_image_without_boxes_stays_whole() -> None:
+def test_an_image_without_boxes_is_not_cropped() -> None:
     table = padded([objects(), objects()])
     assert table.boxes.shape == (2, 0, 4)
     sizes = torch.tensor([[50, 100], [64, 64]])
     found = draw_crops(table.letterboxed(sizes, 64), sizes, 64, 1, torch.arange(2))
     assert not found.taken.any()
     assert found.boxes(table).flipped(torch.tensor([True, False]), 64).counts.tolist() == [0, 0]
-    # Nor is padding, which lies in the corner, taken for a box.
+    # Padding is not a box in the corner.
     beside = padded([objects()] * 200 + [objects((30, 30, 34, 34))])
     taken = draw_crops(beside, torch.full((201, 2), 64), 64, 1, torch.arange(201)).taken
     assert taken.nonzero().tolist() == [[200]]
@@ -311,14 +311,14 @@ def test_an_image_without_boxes_stays_whole() -> None:
 # ---- through the files
 
 
-def test_labels_name_years_and_subsets() -> None:
+def test_the_label_of_the_data_set_has_years_and_subset() -> None:
     assert VOC().label == "voc07+12"
     assert VOC(years="2012", subset=True).label == "voc12-subset"
     with pytest.raises(ValueError, match="image_size must be at least 1"):
         VOC(image_size=0)
 
 
-def test_rectangles_are_where_their_boxes_are_in_evaluation(opened: Open) -> None:
+def test_boxes_match_rectangles_in_evaluation(opened: Open) -> None:
     loader = opened()
     assert loader.info.sizes == {"train": 8, "val": 0, "test": 7}
     assert loader.info.num_classes == 21
@@ -332,7 +332,7 @@ def test_rectangles_are_where_their_boxes_are_in_evaluation(opened: Open) -> Non
     assert empty["boxes"].shape == (0, 4)
     assert empty["labels"].shape == (0,) == empty["difficult"].shape
     assert (empty["boxes"].dtype, empty["labels"].dtype) == (torch.float32, torch.int64)
-    # What no photo fills is as black as the photos.
+    # The border of the letterbox is as black as the images.
     assert levels(batch.images[6:])[0, :, :20].abs().max() < 1e-6
 
 
@@ -346,7 +346,7 @@ def test_letterboxes_can_be_undone(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(("crop", "flip"), [(False, True), (True, False), (True, True), (False, False)])
-def test_rectangles_are_where_their_boxes_are_in_training(opened: Open, crop: bool, flip: bool) -> None:
+def test_boxes_match_rectangles_in_training(opened: Open, crop: bool, flip: bool) -> None:
     loader = opened(crop, flip)
     index = torch.arange(8)
     count = sum(check_fits(loader.batch_at("train", epoch, index, NOTHING)) for epoch in range(12))
@@ -359,7 +359,7 @@ def test_rectangles_are_where_their_boxes_are_in_training(opened: Open, crop: bo
     assert not crop or len(different) > 6
 
 
-def test_an_epoch_resumes_and_shards_with_the_same_bits(opened: Open) -> None:
+def test_epochs_resume_and_split_over_workers(opened: Open) -> None:
     loader = opened()
     whole = list(loader.epoch("train", 2, 4, frozenset({"index"})))
     assert len(whole) == 2
@@ -394,14 +394,14 @@ def test_evaluation_counts_each_image_once_for_any_number_of_workers(opened: Ope
                 assert torch.equal(batch.labels[at]["boxes"], whole.labels[row]["boxes"])
 
 
-def test_decoding_beside_and_abandoning_change_nothing(opened: Open) -> None:
+def test_workers_and_abandoned_iterators_change_no_bit(opened: Open) -> None:
     alone, beside = opened(), opened(workers=2)
     expected = list(alone.epoch("train", 1, 2, NOTHING))
     assert all(map(same, beside.epoch("train", 1, 2, NOTHING), expected))
     threads = threading.active_count()
     for _ in range(3):
         next(iter(beside.epoch("train", 0, 2, NOTHING)))
-    while threading.active_count() > threads:  # those of a process's queue end a little later
+    while threading.active_count() > threads:  # the threads of a process queue end slightly later
         time.sleep(0.01)
     assert all(map(same, beside.epoch("train", 1, 2, NOTHING), expected))
 
@@ -418,10 +418,10 @@ def test_validation_is_held_out_of_training(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("need", ["paired", "second_view"])
-def test_other_needs_are_refused(opened: Open, need: str) -> None:
+def test_other_needs_are_errors(opened: Open, need: str) -> None:
     assert need in NEEDS
     loader, needs = opened(), frozenset({need, "index"})
-    message = rf"unknown needs \['{need}'\]: batches of this data can hold \['index'\]"
+    message = rf"unknown needs \['{need}'\]: this data offers \['index'\]"
     with pytest.raises(ValueError, match=message):
         loader.epoch("train", 0, 4, needs)
     with pytest.raises(ValueError, match=message):
@@ -442,7 +442,7 @@ def test_backends_agree(roots: Roots) -> None:
     ffcv.close()
 
 
-def test_half_precision_and_float64_see_the_same_crops(roots: Roots) -> None:
+def test_crops_do_not_depend_on_the_dtype(roots: Roots) -> None:
     half, double = (open_loader(roots.config("folder"), 3, "cpu", dtype) for dtype in (torch.bfloat16, torch.float64))
     a, b = (next(iter(loader.epoch("train", 0, 8, NOTHING))) for loader in (half, double))
     assert (a.images.dtype, b.images.dtype) == (torch.bfloat16, torch.float64)
@@ -450,20 +450,24 @@ def test_half_precision_and_float64_see_the_same_crops(roots: Roots) -> None:
     assert all(torch.equal(x["boxes"], y["boxes"]) for x, y in zip(a.labels, b.labels, strict=True))
 
 
-def test_what_is_wrong_is_said(roots: Roots, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is incomplete"):
-        open_loader(roots.config("folder", subset=False), 0, "cpu")
-    with pytest.raises(ValueError, match="is incomplete"):
-        open_loader(roots.config("ffcv", subset=False), 0, "cpu")
-    with pytest.raises(ValueError, match="voc"):
-        open_loader(roots.config("ffcv", years="2007"), 0, "cpu")
-    with pytest.raises(FileNotFoundError, match="VOC2012"):
-        open_loader(replace(roots.config("folder"), root=str(tmp_path)), 0, "cpu")
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
-        open_loader(replace(roots.config("ffcv"), root=str(tmp_path)), 0, "cpu")
+@pytest.mark.parametrize(
+    ("backend", "changes", "message"),
+    [
+        ("folder", {"subset": False}, "is incomplete"),
+        ("ffcv", {"subset": False}, "is incomplete"),
+        ("ffcv", {"years": "2007"}, "holds .*, not voc2007-detection"),
+        ("folder", {"root": "empty"}, "VOC2012"),
+        ("ffcv", {"root": "empty"}, r"manifest\.json"),
+    ],
+)
+def test_errors_say_what_is_wrong_with_the_files(
+    roots: Roots, backend: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_loader(replace(roots.config(backend), **changes), 0, "cpu")
 
 
-def test_a_box_is_never_padding(roots: Roots) -> None:
+def test_padding_is_never_kept_as_a_box() -> None:
     table = PaddedBoxes(
         torch.ones(1, 2, 4), torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([1])
     )

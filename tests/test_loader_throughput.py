@@ -1,4 +1,4 @@
-"""The loaders benchmark: its rows from real loaders on real files, and how fast the backends have to be."""
+"""The loaders benchmark with real loaders and files, and the required speed of the backends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytest.importorskip("ffcv", reason="FFCV is optional; make ffcv")
 
 CPU = torch.device("cpu")
 LARGEST_FLOOR = 0.1
-"""How far two equal trainings may lie apart before a measurement says nothing."""
+"""Largest difference between two equal trainings for a valid measurement."""
 
 TRIES = 3
-"""A machine that others use is slower in one minute than in the next; the claim is of what the code can do."""
+"""Measurements per test: other processes may slow the machine down, and the best one counts."""
 
 
 def photographs(root: Path, num: int, size: tuple[int, int], quality: int = 90) -> Path:
-    """JPEG files in train/<class>/ with as much detail as photographs: noise of every scale on top of each other."""
+    """JPEG files in train/<class>/ with as much detail as photographs: a sum of noise at several scales."""
     generator = np.random.default_rng(0)
     for number in range(num):
         layers = [generator.normal(0, 60 / 2**k, (size[1] >> k, size[0] >> k, 3)) for k in (6, 5, 4, 3, 2)]
@@ -60,7 +60,7 @@ def test_a_row_for_each_loader(capsys: pytest.CaptureFixture[str]) -> None:
     assert by_name["mock"]["images_per_second"] > by_name["memory"]["images_per_second"]
 
 
-def test_photographs_have_no_memory_row_and_every_loader_the_same_images(tmp_path: Path) -> None:
+def test_all_loaders_give_the_same_photographs(tmp_path: Path) -> None:
     root = photographs(tmp_path / "photographs", 40, (80, 64))
     subject, setting = loaders.imagenet(root), Setting(8, 1, 1, 1, CPU)
     epochs = loaders.contenders(subject, setting, tmp_path / "scratch")
@@ -69,7 +69,7 @@ def test_photographs_have_no_memory_row_and_every_loader_the_same_images(tmp_pat
         batches = list(epochs[name]())
         assert [images.shape for images, _ in batches] == [(8, 3, 224, 224)] * 5, name
         assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [4] * 10, name
-    next(epochs["ffcv"]())  # the mock took a batch of the folder's: now both are in their third epoch, with equal crops
+    next(epochs["ffcv"]())  # the mock has read an epoch of folder: now both are in their third epoch, with equal crops
     ours = [next(epochs[name]())[0] for name in ("ffcv", "folder")]
     assert (ours[0] - ours[1]).abs().mean() < 0.15
     assert len(list(epochs["mock"]())) == 5
@@ -82,8 +82,8 @@ def test_a_large_set_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(subject.rows) == 10
 
 
-def test_a_waiting_training_says_so() -> None:
-    """A loader that takes as long as a step makes the training wait for half of the time, the first step apart."""
+def test_the_share_of_waiting_time_is_measured() -> None:
+    """With a loader as slow as a step, the training waits for half of the time, except in the first step."""
     images, labels = torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
     clock = itertools.count()
 
@@ -102,12 +102,12 @@ def test_a_waiting_training_says_so() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loaders.time, "perf_counter", lambda: float(next(clock)))
         rate, wait = Steps().train(batches())
-    # Each step looks at the clock twice and moves it twice; of these four, waiting is the two between the looks.
+    # Each step reads the clock twice and advances it twice. Of these four ticks, two count as waiting.
     assert wait == pytest.approx(10 / 21)
     assert rate == pytest.approx(20 / 21)
 
 
-def test_a_folder_without_images_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_a_folder_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert throughput.main(["loaders", "--imagenet", str(tmp_path)]) == 2
     assert f"{tmp_path} holds neither train/<class>/* nor val/<class>/*" in capsys.readouterr().err
     assert throughput.main(["loaders", "--rounds", "0"]) == 2
@@ -115,7 +115,7 @@ def test_a_folder_without_images_is_named(tmp_path: Path, capsys: pytest.Capture
 
 
 def best(subject: Subject, setting: Setting, scratch: Path, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Loader -> row of the first measurement that is `enough`, or of the last."""
+    """Loader -> row, of the first measurement that satisfies `enough`, or of the last."""
     rows: dict[str, Any] = {}
     for number in range(TRIES):
         rows = {row["loader"]: row for row in loaders.measure(subject, setting, scratch / str(number))}
@@ -125,7 +125,7 @@ def best(subject: Subject, setting: Setting, scratch: Path, enough: Callable[[di
 
 
 @pytest.mark.alone
-def test_ffcv_outruns_torchvision_on_photographs(tmp_path: Path) -> None:
+def test_ffcv_is_faster_than_torchvision_on_photographs(tmp_path: Path) -> None:
     subject = loaders.imagenet(photographs(tmp_path / "photographs", 480, (340, 256)))
     setting = Setting(32, min(os.cpu_count() or 1, 2), 2, 1, CPU)
     rows = best(subject, setting, tmp_path, lambda rows: rows["ffcv"]["ratio_to_torchvision"] >= 1.5)
@@ -133,7 +133,7 @@ def test_ffcv_outruns_torchvision_on_photographs(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_small_images_never_keep_a_training_waiting(tmp_path: Path) -> None:
+def test_small_images_do_not_delay_the_training(tmp_path: Path) -> None:
     subject = loaders.tiny(photographs(tmp_path / "photographs", 2000, (64, 64)))
     setting = Setting(64, min(os.cpu_count() or 1, 2), 3, 3, CPU)
 
@@ -148,5 +148,5 @@ def test_small_images_never_keep_a_training_waiting(tmp_path: Path) -> None:
 
     rows = best(subject, setting, tmp_path, enough)
     if rows["mock"]["noise_floor"] > LARGEST_FLOOR:
-        pytest.skip(f"two equal trainings are {rows['mock']['noise_floor']:.0%} apart: the machine is too busy to tell")
+        pytest.skip(f"two equal trainings differ by {rows['mock']['noise_floor']:.0%}: the machine is too busy")
     assert enough(rows), rows

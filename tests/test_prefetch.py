@@ -1,4 +1,4 @@
-"""Running an iterator ahead: order, errors, and threads that end."""
+"""Prefetching: order, errors, and the end of the thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _wait_until(holds: Callable[[], bool]) -> None:
 
 
 def _numbers(made: list[int], last: int | None = None) -> Generator[int, None, None]:
-    """0, 1, 2...; `made` gets what was asked for, and -1 when it is closed."""
+    """0, 1, 2...; appends each number to `made`, and -1 when closed."""
     try:
         number = 0
         while last is None or number <= last:
@@ -46,12 +46,12 @@ def test_items_come_in_order_and_end() -> None:
     made: list[int] = []
     ahead = prefetch(_numbers(made, 9), 2)
     assert list(ahead) == list(range(10))
-    assert list(ahead) == []  # and does not wait for a thread that has ended
+    assert list(ahead) == []  # does not wait for the thread, which has ended
     assert made == [*range(10), -1]
     assert list(prefetch(_numbers([], -1), 2)) == []
 
 
-def test_no_more_wait_than_was_said() -> None:
+def test_at_most_depth_items_are_computed_in_advance() -> None:
     made: list[int] = []
     ahead = prefetch(_numbers(made), 3)
     assert next(ahead) == 0
@@ -64,7 +64,7 @@ def test_no_more_wait_than_was_said() -> None:
     ahead.close()
 
 
-def test_an_error_comes_in_its_place() -> None:
+def test_an_error_is_raised_in_place_of_its_item() -> None:
     def failing() -> Generator[int, None, None]:
         yield 0
         yield 1
@@ -77,7 +77,7 @@ def test_an_error_comes_in_its_place() -> None:
     assert list(ahead) == []
 
 
-def test_letting_go_ends_the_thread_at_once() -> None:
+def test_deleting_the_iterator_ends_the_thread() -> None:
     made: list[int] = []
     before = threading.active_count()
     ahead = prefetch(_numbers(made), 1)
@@ -87,7 +87,7 @@ def test_letting_go_ends_the_thread_at_once() -> None:
     assert made[-1] == -1
 
 
-def test_the_garbage_collector_may_run_in_a_thread_for_which_the_pool_waits() -> None:
+def test_garbage_collection_in_another_thread_does_not_deadlock() -> None:
     ready = threading.Event()
 
     def waiting() -> Generator[int, None, None]:
@@ -125,7 +125,7 @@ next(kept)
 """
 
 
-def test_a_process_ends_with_an_iterator_in_the_middle() -> None:
+def test_a_process_ends_with_an_open_iterator() -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", ENDING], cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

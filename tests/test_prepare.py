@@ -424,7 +424,7 @@ class TestOddImages:
         self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out, a = tmp_path / "out", source / "train" / "a"
-        for number, why in ((0, "mode L"), (1, "mode CMYK"), (2, "called JPEG"), (3, "not a readable image")):
+        for number, why in ((0, "mode L"), (1, "mode CMYK"), (2, "named like a JPEG"), (3, "not a readable image")):
             assert run(source, out, "--strict") == 2
             said = capsys.readouterr().err
             assert str(a / f"{number}.jpg") in said

@@ -1,4 +1,4 @@
-"""What an experiment says about its data: plain frozen values, hashed, stored with the run and parsed as options."""
+"""Configuration of the data of an experiment: frozen values, part of its identity and options of the command line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Backend = Literal["memory", "ffcv", "folder"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images that lie in memory. Evaluation has none."""
+    """Random changes of training images. Evaluation has none."""
 
     crop_padding: int
-    """Black pixels added on each side before a crop of the original size is drawn; 0: no crop."""
+    """Black pixels added on each side before a random crop of the original size; 0: no crop."""
 
     flip: bool
     """Flip half of the images left to right."""
@@ -27,7 +27,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Training images that grow: `low` pixels up to `start`, `high` from `end` on, in between a multiple of 32."""
+    """Training images that grow: `low` pixels until `start`, `high` from `end`, in between multiples of 32."""
 
     low: int = 0
     """Height and width in pixels at the start; 0: images do not grow."""
@@ -48,7 +48,7 @@ class Resolution:
             raise ValueError(f"start and end must be ascending shares of the training, not {self.start}, {self.end}")
 
     def at(self, progress: float) -> int | None:
-        """Pixels of an epoch that begins after the share `progress` of the training; None: the usual size."""
+        """Height and width in an epoch that starts after the share `progress` of the training; None: the usual size."""
         if progress <= self.start:
             return self.low or None
         if progress >= self.end:
@@ -59,7 +59,7 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What all data sets have."""
+    """Fields of all data sets."""
 
     name_in_tables: ClassVar[str]
 
@@ -79,18 +79,18 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FileData(DataConfig):
-    """What data sets read from files have."""
+    """Fields of data sets that are read from files."""
 
     root: str = field(default="data", metadata=PLACE)
     """Folder of the official files; with backend ffcv, the folder that prepare.py wrote."""
 
     subset: bool = False
-    """The files are only a part of the data set; its name then ends in -subset."""
+    """The files are only a part of the data set. Its name then ends in -subset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallImages(FileData):
-    """What sets of small images have, which can lie in memory."""
+    """Fields of data sets of small images, which can be held in memory."""
 
     augmentation: Augmentation = Augmentation(crop_padding=4, flip=True)
     """Random crop and flip of training images."""
@@ -102,7 +102,7 @@ class SmallImages(FileData):
 
 @dataclass(frozen=True, kw_only=True)
 class Photographs(FileData):
-    """What sets of large images have."""
+    """Fields of data sets of large images."""
 
     image_size: int = 224
     """Height and width in pixels of the network's input."""

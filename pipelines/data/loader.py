@@ -1,6 +1,6 @@
-"""Loader: the one interface through which training sees data, whatever backend holds it.
+"""Loader: the interface between training and data, the same for all backends.
 
-Order, shards, partners and the held-out split are decided here, from the seed alone; a backend only reads views.
+Order, shards, partners and the validation split are decided here, from the seed alone; a backend only reads views.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipelines.data.stores import open_store
 
 __all__ = ["NEEDS", "Loader", "open_loader"]
 
-# Part of each view's key: a number once given stays, or every experiment's draws change.
+# Part of the key of each view. Never change these numbers: that would change the augmentation of all experiments.
 _IMAGES, _SECOND_VIEW, _PARTNER = 0, 1, 2
 
 
 def open_loader(
     config: Data | VOC, seed: int, device: torch.device | str, dtype: torch.dtype = torch.float32, workers: int = 0
 ) -> Loader:
-    """The data set that `config` describes, as an experiment with `seed` sees it.
+    """The data set `config` under `seed`.
 
-    device, dtype: of the batches' images. workers: decoding processes or threads, where images are decoded on the fly.
-    FileNotFoundError, ValueError: the files are absent or wrong; the message names them.
+    device, dtype: of the images in a batch. workers: processes or threads that decode, with backend folder or ffcv.
+    FileNotFoundError, ValueError: files are missing or wrong; the message names them.
     """
     opened = open_store(config, torch.device(device), dtype, workers)
     return Loader(opened, config.val_fraction, seed, getattr(config, "resolution", None))
@@ -40,12 +40,12 @@ class Loader:
     """Batches of one data set under one seed.
 
     info: classes, input shape and the sizes of "train", "val" and "test".
-    fingerprint: a short hash of what the data is, the same wherever it lies.
-    Batch sizes are global: with several workers each gets its share of the rows.
+    fingerprint: a short hash of the data, wherever it is stored.
+    Batch sizes are global: each worker gets its share of the rows.
     """
 
     def __init__(self, opened: Opened, val_fraction: float, seed: int, resolution: Resolution | None = None) -> None:
-        """resolution: of training images that grow; None: they do not."""
+        """resolution: for training images that grow; None: constant size."""
         store, labels, num_classes = opened.store, opened.labels, opened.num_classes
         train, val = splits.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
         test = torch.arange(len(labels["test"]))
@@ -55,7 +55,7 @@ class Loader:
         self._needs = opened.needs
         self._seed = seed
         self._resolution = resolution or Resolution()
-        # Of each split: the part that holds it, the rows there, and the labels.
+        # For each split: its part, the rows in that part, and their labels.
         self._splits = {
             "train": ("train", train.to(store.host), labels["train"][train].to(store.host)),
             "val": ("train", val.to(store.host), labels["train"][val].to(store.host)),
@@ -63,13 +63,13 @@ class Loader:
         }
         targets = labels["train"][train]
         counts = torch.bincount(targets, minlength=num_classes)
-        # Training samples sorted by class; a class's members are one run of them.
+        # Training samples sorted by class: the members of a class are contiguous.
         self._members = targets.argsort(stable=True).to(store.host)
         self._first = (counts.cumsum(0) - counts).to(store.host)
         self._counts = counts.to(store.host)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Global batches in an epoch; the last incomplete one is dropped. ValueError: there is not one."""
+        """Global batches per epoch; an incomplete last one is dropped. ValueError: batch_size is out of range."""
         num = self.info.sizes["train"]
         if not 1 <= batch_size <= num:
             raise ValueError(f"batch_size is {batch_size}, but there are {num} training samples: use 1 to {num}")
@@ -88,9 +88,9 @@ class Loader:
     ) -> Iterator[Batch]:
         """This worker's share of each global batch from `start` on: rows rank * B / W to (rank + 1) * B / W.
 
-        needs: what a batch must hold beyond images and labels; for classes any of NEEDS, for detection "index".
-        progress: share of the training that lies behind the epoch; where images grow, it decides their size.
-        ValueError: the batch does not divide by the workers or is larger than the data, or a need is unknown.
+        needs: optional content of the batches; for classification any of NEEDS, for detection "index".
+        progress: share of the training before this epoch; it sets the size of images that grow.
+        ValueError: batch_size is not a multiple of the workers or is larger than the data, or a need is unknown.
         """
         steps = self.steps_per_epoch(batch_size)
         assert 0 <= rank < world_size
@@ -123,27 +123,25 @@ class Loader:
         return found
 
     def batch_at(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str], progress: float = 1.0) -> Batch:
-        """Any training samples as that epoch of that stage drew them, bit for bit. index: (N,) int64, any device."""
+        """Given training samples with the augmentation of that epoch, bit for bit. index: (N,) int64, any device."""
         self._check_needs(needs)
         return next(self._store.read([self._request(stage, epoch, index.to(self._store.host), needs, progress)]))
 
     def size_at(self, progress: float) -> int | None:
-        """Pixels of training images after that share of the training; None where they do not grow."""
+        """Height and width of training images after that share of the training; None: they do not grow."""
         return self._resolution.at(progress)
 
     def evaluation(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """The split "val" or "test" without augmentation, each sample once over all workers; the last may be short.
 
-        A worker may get fewer batches than another, so nothing collective belongs into the loop over them. Here
-        Batch.index is the position in `split`.
-
-        ValueError: another split, an empty one, or a batch size below 1.
+        Workers may get different numbers of batches, so use no collective operation in the loop. Batch.index is the
+        position in `split`. ValueError: another split, an empty split, or a batch size below 1.
         """
         if split not in ("val", "test"):
-            raise ValueError(f'evaluation is on "val" or "test", not {split!r}')
+            raise ValueError(f'split must be "val" or "test", not {split!r}')
         size = self.info.sizes[split]
         if size == 0:
-            raise ValueError(f'the split "{split}" is empty: give data.val_fraction a value above 0')
+            raise ValueError(f'the split "{split}" is empty: set --data.val-fraction above 0')
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         part, rows, labels = self._splits[split]
@@ -160,7 +158,7 @@ class Loader:
         return self._store.read(requests())
 
     def close(self) -> None:
-        """Let go of memory; the loader cannot be used again."""
+        """Release memory; the loader cannot be used again."""
         self._store.close()
 
     def _request(self, stage: str, epoch: int, index: Tensor, needs: frozenset[str], progress: float = 1.0) -> Request:
@@ -181,6 +179,4 @@ class Loader:
 
     def _check_needs(self, needs: frozenset[str]) -> None:
         if not needs <= self._needs:
-            raise ValueError(
-                f"unknown needs {sorted(needs - self._needs)}: batches of this data can hold {sorted(self._needs)}"
-            )
+            raise ValueError(f"unknown needs {sorted(needs - self._needs)}: this data offers {sorted(self._needs)}")

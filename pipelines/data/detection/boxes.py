@@ -1,6 +1,6 @@
-"""Boxes of whole sets of images, and random crops and flips of pictures together with their boxes.
+"""Boxes of many images, and random crops and flips of pictures with their boxes.
 
-A box is left, top, right and bottom in pixels, edge to edge: the pixel in the corner of a picture is (0, 0, 1, 1).
+A box is left, top, right and bottom in pixels; right and bottom are exclusive: the first pixel is (0, 0, 1, 1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.data.loading.views import CROP, FLIP
 from pipelines.data.source import Boxes
 
 AREA = (0.3, 1.0)
-"""Share of the image's area in a crop, which also SSD takes (Liu et al. 2016)."""
+"""Share of the area of the image in a crop, as in SSD (Liu et al. 2016)."""
 RATIO = (0.5, 2.0)
 """Width over height of a crop, as in SSD."""
 ATTEMPTS = 20
@@ -27,10 +27,10 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class PaddedBoxes:
-    """The objects of N images, padded to M, the most that one of them has.
+    """The objects of N images, padded to M, the largest number in one image.
 
-    boxes: (N, M, 4) float32. labels: (N, M) int64. difficult: (N, M) bool. All are 0 where an image has no more.
-    counts: (N,) int64, how many each image has; they come first.
+    boxes: (N, M, 4) float32. labels: (N, M) int64. difficult: (N, M) bool. Padding comes last and is 0.
+    counts: (N,) int64, number of objects of each image.
     """
 
     boxes: Tensor
@@ -42,7 +42,7 @@ class PaddedBoxes:
         return len(self.counts)
 
     def __getitem__(self, rows: Tensor) -> PaddedBoxes:
-        """Those of some images. rows: (K,) int64 positions, or (N,) bool."""
+        """The objects of some images. rows: (K,) int64 positions, or (N,) bool."""
         return self._each(lambda values: values[rows])
 
     def to(self, device: torch.device | str) -> PaddedBoxes:
@@ -50,11 +50,11 @@ class PaddedBoxes:
 
     @property
     def real(self) -> Tensor:
-        """(N, M) bool: where a box is one, not padding."""
+        """(N, M) bool, False for padding."""
         return torch.arange(self.labels.shape[1], device=self.counts.device) < self.counts[:, None]
 
     def only(self, kept: Tensor) -> PaddedBoxes:
-        """Those of the boxes that are real and for which `kept`, (N, M) bool, holds, in their order."""
+        """The real boxes for which `kept`, (N, M) bool, is True, in their order."""
         kept = kept & self.real
         order = (~kept).long().argsort(dim=1, stable=True)
         boxes = (self.boxes * kept[..., None]).gather(1, order[..., None].expand(-1, -1, 4))
@@ -62,9 +62,9 @@ class PaddedBoxes:
         return PaddedBoxes(boxes, labels, difficult, kept.sum(1))
 
     def letterboxed(self, sizes: Tensor, size: int) -> PaddedBoxes:
-        """In letterboxes of size x size pixels. sizes: (N, 2) int64, heights and widths of the images.
+        """Boxes in letterboxes of size x size pixels. sizes: (N, 2) int64, heights and widths of the images.
 
-        ValueError: a box has no area or reaches out of its image; the message says which.
+        ValueError names a box that has no area or lies partly outside its image.
         """
         limits = sizes.flip(1).repeat(1, 2)[:, None]
         sound = ((self.boxes >= 0) & (self.boxes <= limits)).all(2) & (self.boxes[..., :2] < self.boxes[..., 2:]).all(2)
@@ -80,7 +80,7 @@ class PaddedBoxes:
         return dataclasses.replace(self, boxes=(boxes * self.real[..., None]).float())
 
     def flipped(self, flips: Tensor, size: int) -> PaddedBoxes:
-        """Mirrored left to right in pictures of `size` pixels where `flips`, (N,) bool, holds."""
+        """Flipped left to right in pictures of `size` pixels where `flips`, (N,) bool, is True."""
         left, top, right, bottom = self.boxes.unbind(2)
         mirrored = torch.stack([size - right, top, size - left, bottom], 2) * self.real[..., None]
         return dataclasses.replace(self, boxes=torch.where(flips[:, None, None], mirrored, self.boxes))
@@ -90,7 +90,7 @@ class PaddedBoxes:
 
 
 def padded(images: Sequence[Boxes]) -> PaddedBoxes:
-    """The objects of `images`, which may have none, in one table."""
+    """The objects of `images` in one table. An image may have none."""
     counts = torch.tensor([len(image.labels) for image in images], dtype=torch.int64)
     most = int(counts.max()) if len(counts) else 0
     table = PaddedBoxes(
@@ -107,7 +107,7 @@ def padded(images: Sequence[Boxes]) -> PaddedBoxes:
 
 
 def unletterboxed(boxes: Tensor, image_size: Tensor, size: int) -> Tensor:
-    """Boxes in a letterbox, such as a detector's, back in pixels of the image itself, cut off at its edges.
+    """Boxes in a letterbox, such as a detector's predictions, in pixels of the original image, cut off at its edges.
 
     boxes: (n, 4). image_size: (2,) int64, a target's "orig_size". size: height and width of the letterbox in pixels.
     """
@@ -117,7 +117,7 @@ def unletterboxed(boxes: Tensor, image_size: Tensor, size: int) -> Tensor:
 
 
 def _placed(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(N, 4) float64 scale and offset of x, y, x, y from images into their letterboxes."""
+    """(N, 4) float64 scale and offset of x, y, x, y from images to their letterboxes."""
     placed = letterboxes(sizes, size)
     scale = (placed[:, 2:].double() / sizes).flip(1).repeat(1, 2)
     return scale, placed[:, :2].double().flip(1).repeat(1, 2)
@@ -125,11 +125,11 @@ def _placed(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Crops:
-    """What is cut out of N pictures, and becomes as large as their size allows, centred on black.
+    """Crops of N pictures, each enlarged to the picture's size as far as its shape allows, and centred on black.
 
-    windows: (N, 4) float64, left, top, right and bottom of what is kept; the whole picture where nothing is cropped.
-    taken: (N,) bool, where something is.
-    size: of the pictures, height and width in pixels.
+    windows: (N, 4) float64, left, top, right and bottom of each crop; the whole picture where nothing is cropped.
+    taken: (N,) bool, whether the picture is cropped.
+    size: height and width of the pictures in pixels.
     """
 
     windows: Tensor
@@ -137,42 +137,42 @@ class Crops:
     size: int
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Crops:
-        """With changed tensors, say moved to a device."""
+        """With changed tensors, for example moved to a device."""
         return Crops(change(self.windows), change(self.taken), self.size)
 
     @property
     def scale(self) -> Tensor:
-        """(N, 1): a length in the cropped picture over the one in the picture."""
+        """(N, 1): scale from the picture to the crop."""
         return self.size / (self.windows[:, 2:] - self.windows[:, :2]).amax(1, keepdim=True)
 
     @property
     def offset(self) -> Tensor:
-        """(N, 2): where the picture's corner, x and y, would lie in the cropped one."""
+        """(N, 2): x and y of the upper left corner of the picture in the crop."""
         return self.size / 2 - self.scale * (self.windows[:, :2] + self.windows[:, 2:]) / 2
 
     def boxes(self, boxes: PaddedBoxes) -> PaddedBoxes:
-        """Those whose centre lies in the crop, cut off at its edges."""
+        """The boxes with their centre in the crop, cut off at its edges."""
         corners = boxes.boxes.double().unflatten(2, (2, 2))
         low, high = self.windows.unflatten(1, (2, 2)).unbind(1)
         cut = corners.clamp(low[:, None, None], high[:, None, None])
-        # A box that was cut off ends at the picture's edge, and not by an error of rounding beyond it.
+        # Clamped again: rounding must not move a cut-off box past the edge of the picture.
         moved = (cut * self.scale[:, None, None] + self.offset[:, None, None]).clamp(0, self.size)
         kept = _centred(boxes.boxes, self.windows[:, None])[:, 0] & (cut[:, :, 0] < cut[:, :, 1]).all(2)
         changed = torch.where(self.taken[:, None, None], moved.flatten(2).float(), boxes.boxes)
         return dataclasses.replace(boxes, boxes=changed).only(kept | ~self.taken[:, None])
 
     def images(self, images: Tensor, black: Tensor) -> Tensor:
-        """(N, C, size, size) float, sampled bilinearly; untouched, bit for bit, where nothing is cropped.
+        """(N, C, size, size) float, sampled bilinearly; unchanged, bit for bit, where nothing is cropped.
 
-        black: (1, C, 1, 1), what is put where the crop has another shape than the picture.
+        black: (1, C, 1, 1), the value of pixels outside the crop.
         """
-        # Not half precision: it could not say in which pixel a point lies.
+        # At least float32: half precision cannot represent the coordinates of a pixel.
         dtype = torch.promote_types(images.dtype, torch.float32)
         at = torch.arange(self.size, device=images.device).double() + 0.5
-        # (N, S) for x and y: where the centres of the new pixels lie in the old picture.
+        # (N, S) for x and y: positions of the centres of the new pixels in the old picture.
         points = [(at - self.offset[:, [axis]]) / self.scale for axis in (0, 1)]
         inside = [(p >= self.windows[:, [a]]) & (p < self.windows[:, [a + 2]]) for a, p in enumerate(points)]
-        # Without align_corners -1 and 1 are a picture's edges, as in boxes, and not the centres of its last pixels.
+        # Without align_corners, -1 and 1 are the edges of the picture, as in boxes, not the centres of its last pixels.
         x, y = ((point * 2 / self.size - 1).to(dtype) for point in points)
         grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), 3)
         found = F.grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -183,11 +183,11 @@ class Crops:
 
 
 def draw_crops(boxes: PaddedBoxes, sizes: Tensor, size: int, key: int, owner: Tensor) -> Crops:
-    """A crop of each letterboxed image, inside what is not black, that holds the centre of a box.
+    """A random crop of each letterboxed image, without its black border, that contains the centre of a box.
 
-    The first of ATTEMPTS that does and fits is taken, and none where there is no such, say in an image without boxes.
+    The first of ATTEMPTS that fits is taken; if none does, for example in an image without boxes, nothing is cropped.
     boxes: in letterboxes of `size` pixels. sizes: (N, 2) int64, heights and widths of the images.
-    key, owner: as those of a View.
+    key, owner: as in a View.
     """
     number = torch.arange(4 * ATTEMPTS, device=owner.device) + CROP
     drawn = draws.uniform(key, owner[:, None], number).view(-1, ATTEMPTS, 4)
@@ -204,7 +204,7 @@ def draw_crops(boxes: PaddedBoxes, sizes: Tensor, size: int, key: int, owner: Te
 
 
 def draw_flips(key: int, owner: Tensor) -> Tensor:
-    """(N,) bool: whether an image is mirrored, with even odds. key, owner: as those of a View."""
+    """(N,) bool: whether to flip each image, with probability 1/2. key, owner: as in a View."""
     return draws.below(key, owner, FLIP, 2).bool()
 
 

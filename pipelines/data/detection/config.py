@@ -1,4 +1,4 @@
-"""What an experiment says about data for detection; as in `pipelines/data/config.py`."""
+"""Configuration of data for detection; as in `pipelines/data/config.py`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class VOC(FileData):
     """Pascal VOC's objects with boxes. The root holds the folder VOCdevkit or is it. Images are letterboxed."""
 
     years: Literal["2007", "2012", "2007+2012"] = "2007+2012"
-    """2007 or 2007+2012: trained on trainval of each year, tested on VOC2007's test list; 2012, which has no public
-    test list: trained on its train list, tested on its val list"""
+    """2007 or 2007+2012: train on trainval of each year, test on the test list of 2007; 2012, which has no public test
+    list: train on its train list, test on its val list"""
 
     image_size: int = 320
-    """Height and width in pixels of the network's input. 320 is our choice: each paper's detector has its own size."""
+    """Height and width in pixels of the network's input. Detectors in the literature use different sizes."""
 
     augmentation: DetectionAugmentation = DetectionAugmentation()
     """Random crop and flip of training images."""

@@ -1,17 +1,17 @@
-"""Batches for detection: a backend's letterboxed pictures, and with them the boxes, which are held here.
+"""Batches for detection: letterboxed pictures from a backend, and boxes, which are held here.
 
-Where a letterbox puts a picture follows from the image's size alone, so all boxes of a set are moved there once, at its
-opening, and a backend knows nothing of boxes.
+The position of an image in its letterbox depends only on its size. So all boxes are converted once, when the data is
+opened, and backends do not handle boxes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,35 +22,35 @@ from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, draw_flips, 
 from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loading.geometry import Letterbox
 from pipelines.data.loading.views import Finish, Opened, Request, Store
-from pipelines.data.source import RGB, check_complete
+from pipelines.data.source import Source, check_complete
 
 if TYPE_CHECKING:
     from pipelines.data.ffcv.beton import Beton
+    from pipelines.data.preparing.manifest import Manifest
     from pipelines.data.readers.voc import Detections
 
-# What is in flight while heads of files are read.
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """What is known of one part's images. boxes: in pixels of the images. sizes: (N, 2) int64, heights and widths."""
+    """Annotations of one part. boxes: in pixels of the images. sizes: (N, 2) int64, heights and widths."""
 
     boxes: PaddedBoxes
     sizes: Tensor
 
 
 class DetectionStore:
-    """Gives the batches of `store`, whose geometry is Letterbox(size), with boxes in the place of class labels.
+    """Gives the batches of `store`, which uses Letterbox(size), with boxes instead of class labels.
 
     A batch's labels are a list of N dicts in torchvision's form, on the device:
 
-        boxes (n, 4) float32, left, top, right, bottom in pixels of the batch's picture; n may be 0
-        labels (n,) int64, from 1 on; difficult (n,) bool
-        image_id (1,) int64, the sample's index
-        orig_size (2,) int64, height and width of the image as it is stored, for `detection.unletterboxed`
+        boxes (n, 4) float32, left, top, right, bottom in pixels of the letterboxed picture; n may be 0
+        labels (n,) int64, from 1; difficult (n,) bool
+        image_id (1,) int64, the index of the sample
+        orig_size (2,) int64, height and width of the stored image, for `boxes.unletterboxed`
 
-    Training images are cropped and flipped; those of evaluation are not.
+    Training images are cropped and flipped, evaluation images are not.
     """
 
     def __init__(
@@ -59,17 +59,16 @@ class DetectionStore:
         parts: Mapping[str, Annotated],
         size: int,
         augmentation: DetectionAugmentation,
-        black: Tensor,
-        device: torch.device,
+        finish: Finish,
     ) -> None:
-        """black: (1, C, 1, 1), what `store` makes of a black pixel. ValueError: a box does not lie in its image."""
+        """finish: the last steps of `store`. ValueError: a box lies outside its image."""
         self.host = store.host
         self._store = store
         self._size = size
         self._augmentation = augmentation
-        self._black = black
-        self._device = device
-        # On the host: the list's lengths must be known there, and to ask the device for them would stop the training.
+        self._device = finish.device
+        self._black = finish(torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=finish.device), None)
+        # On the host, which needs the number of boxes of each image; reading it from the device would wait.
         self._sizes = {name: part.sizes.to(self.host) for name, part in parts.items()}
         self._boxes = {name: _letterboxed(name, part, size).to(self.host) for name, part in parts.items()}
 
@@ -78,7 +77,7 @@ class DetectionStore:
 
         def noted() -> Iterator[Request]:
             for request in requests:
-                asked.append(request)  # the store may ask some batches ahead, and in another thread
+                asked.append(request)  # the store may read requests in advance, in another thread
                 yield request
 
         for batch in self._store.read(noted()):
@@ -110,7 +109,7 @@ class DetectionStore:
         return images, boxes
 
     def _targets(self, boxes: PaddedBoxes, index: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """One dict for each image; all of them share a few tensors, which are moved at once."""
+        """One dict per image. Their tensors are views of a few large ones, which are moved at once."""
         counts, real = boxes.counts.tolist(), boxes.real
         objects = {"boxes": boxes.boxes, "labels": boxes.labels, "difficult": boxes.difficult}
         columns: dict[str, Any] = {name: self._moved(values[real]).split(counts) for name, values in objects.items()}
@@ -119,48 +118,34 @@ class DetectionStore:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _moved(self, value: Tensor) -> Tensor:
-        """On the device; the host does not wait for it."""
+        """A copy on the device, for which the host does not wait."""
         if self._device.type == "cuda" and value.device.type == "cpu":
             value = value.pin_memory()
         return value.to(self._device, non_blocking=True)
 
 
 def open_detection(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
-    """The data of `config` in its backend. FileNotFoundError or ValueError says what is wrong with the files."""
-    found, parts, store = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
-    pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=device)
-    black = Finish(found.mean, found.std, device, dtype)(pixel, None)
-    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, black, device)
-    # An image has objects of several classes, so the held-out split draws from all images alike.
+    """Open the data of `config` in its backend. FileNotFoundError, ValueError: a file is missing or wrong."""
+    found, parts, store, finish = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
+    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, finish)
+    # An image has objects of several classes, so the validation split is not stratified.
     labels = {name: torch.zeros(len(part.sizes), dtype=torch.int64) for name, part in parts.items()}
     shape = (3, config.image_size, config.image_size)
     return Opened(annotated, labels, len(found.classes), shape, found.fingerprint, frozenset({"index"}))
 
 
-class _Described(Protocol):
-    """What is known of a whole set; classes by label, 0 is the background."""
-
-    @property
-    def classes(self) -> Sequence[str]: ...
-    @property
-    def mean(self) -> RGB: ...
-    @property
-    def std(self) -> RGB: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-
-_Found = tuple[_Described, dict[str, Annotated], Store]
+_Found = tuple["Source | Manifest", dict[str, Annotated], Store, Finish]
 
 
 def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
-    from pipelines.data.loading.folder import FolderStore  # with torchvision, whose import takes seconds
+    from pipelines.data.loading.folder import FolderStore  # imports torchvision, which takes seconds
     from pipelines.data.readers import voc
 
     source = voc.read(config.root, config.years.split("+"), "detection")
     source.check_complete(config.subset)
-    store = FolderStore(source.parts, Letterbox(config.image_size), source.mean, source.std, device, dtype, workers)
-    return source, {name: _of_files(part) for name, part in source.parts.items()}, store
+    finish = Finish(source.mean, source.std, device, dtype)
+    store = FolderStore(source.parts, Letterbox(config.image_size), finish, workers)
+    return source, {name: _of_files(part) for name, part in source.parts.items()}, store, finish
 
 
 def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
@@ -172,16 +157,17 @@ def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: in
     wanted = f"voc{config.years}-detection"
     if found.name != wanted:
         raise ValueError(
-            f"{found.folder} holds {found.name}, not {wanted}: give the folder that prepare wrote for that"
+            f"{found.folder} holds {found.name}, not {wanted}: give --data.root the folder that prepare.py wrote for it"
         )
     check_complete(f"{found.name} in {found.folder}", found.missing, config.subset)
     files = {name: Beton.open(found.path(name)) for name in found.parts}
-    store = BetonStore(files, Letterbox(config.image_size), found.mean, found.std, device, dtype, workers)
-    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store
+    finish = Finish(found.mean, found.std, device, dtype)
+    store = BetonStore(files, Letterbox(config.image_size), finish, workers)
+    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store, finish
 
 
 def _of_files(part: Detections) -> Annotated:
-    """Sizes are those in the heads of the files. ValueError names one that is unreadable."""
+    """Reads image sizes from the file headers. ValueError names an unreadable file."""
 
     def size(row: int) -> tuple[int, int]:
         try:
@@ -196,7 +182,7 @@ def _of_files(part: Detections) -> Annotated:
 
 
 def _of_beton(beton: Beton, num_classes: int) -> Annotated:
-    """ValueError: the file's classes are no labels."""
+    """ValueError: a class is out of range."""
     labels = torch.from_numpy(beton.field("classes")).long()
     counts = (labels > 0).sum(1)
     boxes, difficult = torch.from_numpy(beton.field("boxes")), torch.from_numpy(beton.field("difficult")).bool()

@@ -1,4 +1,4 @@
-"""From a sample of a source to the bytes that a .beton file stores: which size, as pixels or as JPEG, which boxes."""
+"""Encode samples for a .beton file: resize the image, store it as pixels or as JPEG, pad the boxes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.data.loading import draws
 from pipelines.data.source import Boxes, Part, decoded
 
 LARGEST_SIDE = 16384
-"""In pixels. FFCV counts bytes of a page, which holds an image whole, in 32 bits."""
+"""In pixels. An image must fit into one page, and FFCV stores the page size in 32 bits."""
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 
@@ -28,11 +28,11 @@ _TURN = draws.stream("prepare", "jpeg")
 class Storage:
     """How images are stored.
 
-    image_size: height and width in pixels, the same for all: the short side is resized to it, then the centre is
-    cropped, as the memory backend does it; or None.
+    image_size: height and width in pixels of all images: the short side is resized to it, then the centre is cropped,
+    as in the memory backend. None: images keep their size up to max_side.
     max_side: without image_size, the longest side in pixels; larger images are shrunk to it.
-    jpeg_share: share of images that are stored as JPEG, the others as pixels: JPEG is small, pixels take no decoding.
-    quality: of JPEG, 1 to 95; None where nothing is JPEG.
+    jpeg_share: share of images that are stored as JPEG (small), the others as pixels (no decoding).
+    quality: of JPEG, 1 to 95; None if nothing is stored as JPEG.
     """
 
     image_size: int | None
@@ -42,7 +42,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         if (self.image_size is None) == (self.max_side is None):
-            raise ValueError("images have either one size (--image-size) or a longest side (--max-side)")
+            raise ValueError("give either one size for all images (--image-size) or a longest side (--max-side)")
         for option, side in (("--image-size", self.image_size), ("--max-side", self.max_side)):
             if side is not None and not 1 <= side <= LARGEST_SIDE:
                 raise ValueError(f"{option} must be 1 to {LARGEST_SIDE} pixels, not {side}")
@@ -53,22 +53,19 @@ class Storage:
 
     @property
     def most_bytes(self) -> int:
-        """Of one image as pixels."""
+        """Size of the largest image, stored as pixels."""
         return 3 * (self.image_size or self.max_side or 0) ** 2
 
 
 @runtime_checkable
 class WithBoxes(Protocol):
-    """A part of a data set for detection; it may have no `labels`."""
+    """A part of a detection data set. It may lack `labels`."""
 
     def boxes(self, row: int) -> Boxes: ...
 
 
 class Encoded(NamedTuple):
-    """A sample, ready to be written.
-
-    regions: the image's bytes; for detection also those of boxes, classes and difficult.
-    """
+    """A sample, ready to be written. regions: the bytes of the image; for detection also boxes, classes, difficult."""
 
     row: int
     label: int | None
@@ -89,10 +86,10 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Rows of a part to what is written of them; what the worker processes do.
+    """Encodes rows of a part, in worker processes.
 
-    most_objects: to how many boxes those of each image are filled up, for detection.
-    strict: ValueError for what is left out or converted otherwise; it names the sample.
+    most_objects: number of boxes to which each image is padded, for detection.
+    strict: ValueError for a sample that would otherwise be left out or converted; it names the sample.
     """
 
     part: Any  # a Part, or Photos WithBoxes
@@ -102,16 +99,16 @@ class Encoder:
 
     @property
     def preloaded(self) -> list[str]:
-        """Modules that all processes need, and that take seconds to import."""
+        """Modules that all processes need and that take seconds to import."""
         return [__name__, "cv2", *(["pipelines.data.readers.image_folders"] if self.storage.image_size else [])]
 
     def __call__(self, rows: range) -> list[Encoded | LeftOut]:
-        """OSError: a file cannot be opened at all."""
+        """OSError: a file cannot be opened."""
         import cv2
 
-        cv2.setNumThreads(1)  # every core has a process of its own
+        cv2.setNumThreads(1)  # each core has its own process
         turns = draws.uniform(_TURN, torch.tensor(rows), 0) < self.storage.jpeg_share
-        with warnings.catch_warnings(action="ignore"):  # of PIL: odd metadata in files that can be read
+        with warnings.catch_warnings(action="ignore"):  # PIL warns of unusual metadata in readable files
             return [self._sample(row, turn) for row, turn in zip(rows, turns.tolist(), strict=True)]
 
     def _sample(self, row: int, as_jpeg: bool) -> Encoded | LeftOut:
@@ -124,17 +121,22 @@ class Encoder:
             if self.strict:
                 raise
             return LeftOut(row, name, str(error.__cause__ or error))
-        mode, is_jpeg = ("RGB", False) if original is None else _form(original)
+        mode, is_jpeg = ("RGB", False) if original is None else _format(original)
         oddity = _oddity(mode, is_jpeg, name)
         if oddity and self.strict:
-            raise ValueError(f"{name} {oddity}: --strict takes no image that has to be converted")
+            raise ValueError(f"{name} {oddity}: convert it to an RGB file of its format, or leave out --strict")
         pixels = self._sized(image)
         height, width = pixels.shape[:2]
+        unchanged = is_jpeg and mode == "RGB" and (width, height) == image.size
         if not as_jpeg:
             data = pixels.tobytes()
+        elif original is not None and unchanged and is_sound(original, height, width):
+            data = original  # a second compression would lose quality
         else:
-            stays = is_jpeg and mode == "RGB" and (width, height) == image.size
-            data = _jpeg_of(pixels, original if stays else None, self.storage.quality)
+            stream = io.BytesIO()
+            assert self.storage.quality is not None, "JPEG without a quality"
+            Image.fromarray(pixels).save(stream, "JPEG", quality=self.storage.quality)
+            data = stream.getvalue()
         regions, label = (data,), None
         if isinstance(part, WithBoxes):
             regions = data, *self._objects(part.boxes(row), name, image.size, (width, height))
@@ -154,38 +156,38 @@ class Encoder:
         return centre(image, size, size)
 
     def _objects(self, found: Boxes, name: str, before: tuple[int, int], after: tuple[int, int]) -> tuple[bytes, ...]:
-        """The bytes of boxes, classes and difficult: as many as in every image, zeros after those that there are."""
+        """The bytes of boxes, classes and difficult, padded with zeros to `most_objects`."""
         boxes, (width, height) = found.boxes.numpy(), before
         low, high = boxes[:, :2], boxes[:, 2:]
         if not ((low >= 0) & (low < high) & (high <= (width, height))).all():
             raise ValueError(f"{name}: a box has no area or lies outside the image of {width} x {height} pixels")
-        every = np.zeros((self.most_objects, 4), np.float32)
+        padded = np.zeros((self.most_objects, 4), np.float32)
         classes, difficult = np.zeros(self.most_objects, np.int64), np.zeros(self.most_objects, np.uint8)
         scale = np.array(after, np.float64) / before
-        every[: len(boxes)] = boxes * np.tile(scale, 2)
+        padded[: len(boxes)] = boxes * np.tile(scale, 2)
         classes[: len(boxes)], difficult[: len(boxes)] = found.labels.numpy(), found.difficult.numpy()
-        return every.tobytes(), classes.tobytes(), difficult.tobytes()
+        return padded.tobytes(), classes.tobytes(), difficult.tobytes()
 
 
-def _form(data: bytes) -> tuple[str, bool]:
+def _format(data: bytes) -> tuple[str, bool]:
     """PIL's mode of an image file, and whether it is a JPEG."""
     with Image.open(io.BytesIO(data)) as image:
         return image.mode, image.format == "JPEG"
 
 
 def _oddity(mode: str, is_jpeg: bool, name: str) -> str:
-    """What had to be converted; empty: nothing."""
+    """What has to be converted; empty: nothing."""
     if mode != "RGB":
         return f"has the mode {mode} instead of RGB"
     if not is_jpeg and PurePath(name).suffix.lower() in JPEG_SUFFIXES:
-        return "is called JPEG, but is none"
+        return "is named like a JPEG file but has another format"
     return ""
 
 
 def _shrunk(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
-    """With its longest side at most `max_side`.
+    """Shrink to a longest side of at most `max_side`, by area averaging.
 
-    By the mean over areas, as FFCV's own writer does it: the published accuracies are of images shrunk in this way.
+    FFCV's writer does the same, and published accuracies come from images shrunk in this way.
     """
     import cv2
 
@@ -195,17 +197,3 @@ def _shrunk(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     ratio = max_side / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
-def _jpeg_of(pixels: np.ndarray, original: bytes | None, quality: int | None) -> bytes:
-    """A JPEG file of the pixels: `original` where that has them, and the reader's decoder has no complaint of it."""
-    if original is not None and is_sound(original, *pixels.shape[:2]):
-        return original  # compressed once is better than twice
-    return _jpeg(pixels, quality)
-
-
-def _jpeg(pixels: np.ndarray, quality: int | None) -> bytes:
-    assert quality is not None, "JPEG without a quality"
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
-    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Whether FFCV is there, asked before anything is read or written with it."""
+"""Check that FFCV is installed, before anything is read or written with it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from importlib.util import find_spec
 import torch
 
 PACKAGES = "libopencv-dev libturbojpeg0-dev pkg-config g++"
-"""Debian's packages against which it builds; as in .ci/install-ffcv."""
+"""Debian packages that FFCV's build needs; as in .ci/install-ffcv."""
 
 
 def has_ffcv() -> bool:
-    """Whether it is installed, without the seconds that its import takes."""
+    """Whether FFCV is installed; does not import it, which takes seconds."""
     try:
         return find_spec("ffcv") is not None
     except ImportError:
@@ -22,37 +22,37 @@ def has_ffcv() -> bool:
 
 
 def require_installed() -> None:
-    """ValueError that says how to install FFCV, and what does without it, where it is not. Imports nothing."""
+    """ValueError: FFCV is not installed; says how to install it, and what works without it. Does not import FFCV."""
     if not has_ffcv():
-        raise _absent("there is no module ffcv")
+        raise _missing("there is no module ffcv")
 
 
 def require_ffcv() -> None:
-    """As `require_installed`, also where it is installed and cannot be imported."""
+    """Like `require_installed`; also a ValueError if FFCV is installed but cannot be imported."""
     try:
         with threads_kept():
             import ffcv  # noqa: F401
     except ImportError as error:
-        raise _absent(str(error)) from error
+        raise _missing(str(error)) from error
 
 
-def _absent(why: str) -> ValueError:
+def _missing(why: str) -> ValueError:
     return ValueError(
-        f"FFCV is not installed ({why}): install Debian's packages that it builds against (sudo apt-get install "
-        f"{PACKAGES}), then run 'make -B ffcv'; the other backends (--data.backend folder, and memory for small "
-        "images) do without it and without prepared files"
+        f"FFCV is not installed ({why}): install the Debian packages that its build needs (sudo apt-get install "
+        f"{PACKAGES}), then run 'make -B ffcv'. The other backends need neither FFCV nor prepared files: use "
+        "--data.backend folder, or memory for small images"
     )
 
 
 @contextlib.contextmanager
 def threads_kept() -> Iterator[None]:
-    """Inside, FFCV may be imported: torch keeps its number of threads, and numba starts none.
+    """Import FFCV inside this context: torch keeps its number of threads, and numba starts no threads.
 
-    FFCV sets both to 1. numba's threads, once started, write a complaint to stdout whenever a process forks.
+    FFCV's import sets both numbers to 1. Once numba has started threads, it prints a warning to stdout at every fork.
     """
     try:
         import numba
-    except ImportError:  # then FFCV cannot be imported either, and who tries says so
+    except ImportError:  # then FFCV cannot be imported either, and the import reports it
         yield
         return
     kept, num_threads = numba.set_num_threads, torch.get_num_threads()
@@ -62,6 +62,6 @@ def threads_kept() -> Iterator[None]:
     finally:
         numba.set_num_threads = kept
         if (compiler := sys.modules.get("ffcv.pipeline.compiler")) is not None:
-            setattr(compiler, "set_num_threads", kept)  # noqa: B010 (the module's type is not known to have it)
+            setattr(compiler, "set_num_threads", kept)  # noqa: B010 (the type of the module does not declare it)
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)

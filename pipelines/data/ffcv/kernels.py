@@ -1,6 +1,6 @@
-"""FFCV's native decoding and resizing, compiled into loops over a batch that hold no lock of Python's.
+"""FFCV's native decoding and resizing, compiled into loops over a batch that release Python's global lock.
 
-Threads are the caller's: numba's own (`prange`) may be used neither by several threads at once nor before a fork.
+The caller starts the threads: numba's own (`prange`) can be used neither by several threads at once nor before a fork.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-JPEG, RAW = 0, 1
-"""How an image is stored: FFCV's numbers."""
+from pipelines.data.ffcv.format import JPEG
 
 
 class Kernels(NamedTuple):
-    """Compiled once in a process, which takes about a second after the import of FFCV.
+    """Compiled once per process, which takes about a second after the import of FFCV.
 
-    Nothing is checked: sources must lie inside the images, targets must be partly inside the pictures.
+    Nothing is checked: sources must lie inside the images, and targets must overlap the pictures.
 
-    decode(address, images, sources, targets, whole, part, pictures) -> position of an image that is damaged, or -1.
+    decode(address, images, sources, targets, whole, part, pictures) -> position of the first damaged image, or -1.
         address: of the file in memory. images: (N, 5) int64, rows of Beton.images. sources, targets: (N, 4) int64, of
-        a Plan. whole, part: flat uint8, room for the largest image and for the largest target. pictures:
+        a Plan. whole, part: flat uint8, buffers for the largest image and for the largest target. pictures:
         (N, S, S, 3) uint8, overwritten.
     look_up(pictures, flips, table, out): out[n, y, x, c] = table[c, pictures[n, y, x or its mirror image, c]].
         flips: (N,) bool. table: (3, 256). out: (N, S, S, 3) of the table's type.
@@ -37,8 +36,8 @@ def kernels() -> Kernels:
     from ffcv import libffcv  # pyright: ignore[reportAttributeAccessIssue] (optional)
     from numba import njit, types
 
-    # FFCV asks this of the OpenCV that cv2 brings; its own functions are linked to another one, whose threads would
-    # compete with ours on pictures above 256 pixels.
+    # FFCV sets this only in cv2's copy of OpenCV. Its native functions use another copy, whose threads would compete
+    # with ours on pictures above 256 pixels.
     libffcv.lib._ZN2cv13setNumThreadsEi(1)  # cv::setNumThreads
     natives = libffcv.ctypes_imdecode, libffcv.ctypes_resize, libffcv.ctypes_memcopy
     table, flat = types.int64[:, ::1], types.uint8[::1]
@@ -47,7 +46,7 @@ def kernels() -> Kernels:
 
 
 def _decode(imdecode: Any, resize: Any, copy: Any) -> Callable[..., int]:
-    """The loop around the native functions, which get addresses and trust them."""
+    """The loop around the native functions, which use addresses without checking them."""
 
     def decode(address, images, sources, targets, whole, part, pictures):
         side, first = pictures.shape[1], np.int64(pictures.ctypes.data)
@@ -57,7 +56,7 @@ def _decode(imdecode: Any, resize: Any, copy: Any) -> Callable[..., int]:
             y, x, new_h, new_w = targets[n]
             pixels, picture = address + start, first + n * side * side * 3
             if mode == JPEG:
-                # Also a warning of the decoder (data cut short or overwritten) counts as an error.
+                # A warning of the decoder (incomplete or overwritten data) counts as an error, too.
                 pixels = np.int64(whole.ctypes.data)
                 if imdecode(address + start, num_bytes, height, width, pixels, height, width, 0, 0, 1, 1, False, False):
                     return n

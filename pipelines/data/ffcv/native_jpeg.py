@@ -1,4 +1,4 @@
-"""FFCV's JPEG decoder by itself, without the seconds that the import of FFCV takes."""
+"""FFCV's JPEG decoder alone, without the import of FFCV, which takes seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from pipelines.data.ffcv.installed import require_installed
 
 
 def is_sound(data: bytes, height: int, width: int) -> bool:
-    """Whether the decoder takes a JPEG file without any complaint.
+    """Whether the decoder accepts a JPEG file without a warning.
 
-    It complains of what others forgive, such as bytes between the markers, and the reader takes every complaint for
-    damage.
+    It warns of what other decoders accept, such as bytes between the markers, and the reader treats warnings as damage.
     """
     pixels = np.empty((height, width, 3), np.uint8)
     source = np.frombuffer(data, np.uint8)

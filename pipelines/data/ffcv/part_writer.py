@@ -1,14 +1,13 @@
-"""One part of a data set into one .beton file: encoded by processes, written in order, counted and summed."""
+"""Write one part of a data set into one .beton file: encode in processes, write in order, count, compute sha256."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -21,25 +20,22 @@ from pipelines.data.preparing.process_pool import WorkerDied, in_order
 from pipelines.data.source import Pixels, Source
 
 AT_ONCE = 16
-"""Images that a worker process is given at a time."""
+"""Images per task of a worker process."""
 
 _CHUNK = 1 << 22
 _MB = 1_000_000
 
 
 class Report(Protocol):
-    """Who is told how it goes."""
+    """Receives messages and progress."""
 
     def say(self, text: str) -> None: ...
-
-    def step(self, what: str, done: int, total: int) -> None:
-        """So much of `what` is done."""
-        ...
+    def step(self, what: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared: a set of prepare.py, its images, and how they are stored.
+    """What to prepare: a set of prepare.py, its images, and how they are stored.
 
     strict: an image that cannot be read or has to be converted is an error.
     """
@@ -51,13 +47,13 @@ class Job:
 
 
 def check(source: Source) -> int:
-    """The largest number of boxes in an image; 0 for classification. ValueError: labels do not fit the classes."""
+    """The largest number of boxes in an image; 0 for classification. ValueError: no images; a label is out of range."""
     num_classes, most = len(source.classes), 0
     for name, part in source.parts.items():
         if not len(part):
             raise ValueError(f"the {name} part of {source.name} has no images")
         if isinstance(part, WithBoxes):
-            # 0 is the background: it fills up the boxes of images that have fewer than others.
+            # 0 is the background, and marks padding in images with fewer boxes.
             found, least = [part.boxes(row).labels for row in range(len(part))], 1
             most = max(most, *map(len, found))
             wrong = [row for row, labels in enumerate(found) if ((labels < 1) | (labels >= num_classes)).any()]
@@ -67,19 +63,19 @@ def check(source: Source) -> int:
             wrong = torch.nonzero((part.labels < 0) | (part.labels >= num_classes))[:, 0].tolist()
         if wrong:
             raise ValueError(
-                f"{part.name(wrong[0])} has a label outside {least} to {num_classes - 1}, as have {len(wrong) - 1} "
-                f"others: {source.name} has {num_classes} classes"
+                f"{part.name(wrong[0])} has a label outside {least} to {num_classes - 1} (and {len(wrong) - 1} other "
+                f"images): {source.name} has {num_classes} classes, so correct these labels"
             )
     return most
 
 
 def write_part(job: Job, name: str, folder: Path, most_objects: int, workers: int, report: Report) -> PartFile:
-    """Write `name`.beton into `folder`, by `workers` processes (0: here). most_objects: as `check` found.
+    """Write `name`.beton into `folder` with `workers` processes (0: this one). most_objects: the result of `check`.
 
-    ValueError, OSError: images, labels or the disk; RuntimeError: a worker process died or failed.
+    ValueError: images or labels are wrong. OSError: a file or the disk. RuntimeError: a worker process died or failed.
     """
     part, path = job.source.parts[name], folder / f"{name}.beton"
-    # Pixels lie in this process: to copy them to others takes longer than to write them.
+    # Pixels are in this process: copying them to others takes longer than writing them.
     workers = 0 if isinstance(part, Pixels) else workers
     encoder = Encoder(part, job.storage, most_objects, job.strict)
     chunks = [range(start, min(start + AT_ONCE, len(part))) for start in range(0, len(part), AT_ONCE)]
@@ -98,7 +94,11 @@ def write_part(job: Job, name: str, folder: Path, most_objects: int, workers: in
             tally.check(job.source, name)
             writer.finish()
     except WorkerDied as error:
-        raise RuntimeError(_died(error, part, chunks)) from error
+        first, last = part.name(chunks[error.items[0]][0]), part.name(chunks[error.items[-1]][-1])
+        raise RuntimeError(
+            f"{error} at one of the images from {first} to {last}. If memory ran out, use fewer --workers. "
+            "Incomplete files were deleted"
+        ) from error
     return PartFile(
         file=path.name,
         samples=writer.count,
@@ -112,7 +112,7 @@ def write_part(job: Job, name: str, folder: Path, most_objects: int, workers: in
 
 
 class _Tally:
-    """What became of the samples."""
+    """Counts of written and left-out samples."""
 
     def __init__(self) -> None:
         self.raw = self.jpeg = self.converted = 0
@@ -129,10 +129,10 @@ class _Tally:
         self._labels.add(sample.label)
 
     def check(self, source: Source, name: str) -> None:
-        """ValueError: nothing of the part, or nothing of one of its classes, can be read."""
+        """ValueError: no image of the part, or of one of its classes, can be read."""
         if not self.left_out:
             return
-        first = f"such as {self.left_out[0].name} ({self.left_out[0].why})"
+        first = f"for example {self.left_out[0].name} ({self.left_out[0].why})"
         if not self._labels:
             raise ValueError(f"no image of the {name} part of {source.name} can be read, {first}")
         part = source.parts[name]
@@ -143,21 +143,12 @@ class _Tally:
             if label not in self._labels:
                 raise ValueError(
                     f"no image of the class {source.classes[label]} in the {name} part of {source.name} can be read, "
-                    f"such as {sample.name} ({sample.why})"
+                    f"for example {sample.name} ({sample.why})"
                 )
 
 
-def _died(error: WorkerDied, part: Any, chunks: Sequence[range]) -> str:
-    """The message for a worker process that died."""
-    first, last = part.name(chunks[error.items[0]][0]), part.name(chunks[error.items[-1]][-1])
-    return (
-        f"{error}. It worked on one of the images from {first} to {last}. If memory ran out, use fewer --workers. "
-        "Nothing was kept"
-    )
-
-
 def _sha256(path: Path, what: str, report: Report) -> str:
-    """Of a file; its table stands in front of the data and is written after it, so this comes at the end."""
+    """The hash of a finished file: its first bytes are written last, so it cannot be computed during writing."""
     digest, total, done = hashlib.sha256(), path.stat().st_size, 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""The backend for prepared .beton files: threads decode ahead of the training through FFCV's native functions."""
+"""The backend for prepared .beton files: threads decode in advance with FFCV's native functions."""
 
 from __future__ import annotations
 
@@ -22,36 +22,26 @@ from pipelines.data.loading.geometry import Geometry, Plan
 from pipelines.data.loading.prefetch import prefetch
 from pipelines.data.loading.side_stream import SideStream
 from pipelines.data.loading.views import Finish, Request, View, batch_of
-from pipelines.data.source import RGB
 
 WAITING = 3
-"""Finished batches that wait for the training."""
+"""Finished batches that are kept ready for the training."""
 
 Made = tuple[Batch, torch.cuda.Event | None]
 
 
 class BetonStore:
-    """Reads views of .beton files by `workers` threads (at least one), some batches ahead.
+    """Reads views of .beton files with `workers` threads (at least one), some batches in advance.
 
-    On the CPU these threads also flip and normalise; a device gets uint8 and does that itself.
+    On the CPU these threads also flip and normalise; a GPU receives uint8 and does that itself.
     """
 
-    def __init__(
-        self,
-        files: Mapping[str, Beton],
-        geometry: Geometry,
-        mean: RGB,
-        std: RGB,
-        device: torch.device,
-        dtype: torch.dtype,
-        workers: int,
-    ) -> None:
+    def __init__(self, files: Mapping[str, Beton], geometry: Geometry, finish: Finish, workers: int) -> None:
         self.host = torch.device("cpu")
         self._files = dict(files)
         self._geometry = geometry
-        self._finish = Finish(mean, std, device, dtype)
-        self._side = SideStream(device)
-        self._host_finish = HostFinish(self._finish, dtype) if device.type == "cpu" else None
+        self._finish = finish
+        self._side = SideStream(finish.device)
+        self._host_finish = HostFinish(finish) if finish.device.type == "cpu" else None
         self._workers = max(1, workers)
         self._start_threads()
 
@@ -65,12 +55,12 @@ class BetonStore:
         self._files.clear()
 
     def _start_threads(self) -> None:
-        # They live as long as the store: the native decoder keeps memory for each thread that ever called it.
+        # Threads live as long as the store: the native decoder keeps memory for each thread that ever called it.
         self._threads, self._process = ThreadPoolExecutor(self._workers, "decode"), os.getpid()
 
     def _batches(self, requests: Iterable[Request]) -> Generator[Made, None, None]:
-        """Always one batch more is in work than is waited for, so that no thread idles at the end of a batch."""
-        if self._process != os.getpid():  # a forked process has none of its parent's threads
+        """The next batch is always started before waiting for one, so that no thread idles at the end of a batch."""
+        if self._process != os.getpid():  # a forked process has no threads of its parent
             self._start_threads()
         begun: deque[tuple[Request, dict[str, _Decoding]]] = deque()
         with self._side.entered():
@@ -82,7 +72,7 @@ class BetonStore:
                 yield self._made(*begun.popleft())
 
     def _begin(self, part: str, view: View) -> _Decoding:
-        """Gives the threads their shares. ValueError: the rows or their sizes do not fit."""
+        """Starts decoding in the threads. ValueError: a row or the size of an image does not fit."""
         beton, num = self._files[part], len(view.rows)
         plan = _plan(beton, self._geometry, view)
         pixels = self._side.room(num, plan.size, plan.size, 3)
@@ -94,7 +84,7 @@ class BetonStore:
         return decoding
 
     def _decode(self, decoding: _Decoding, share: slice) -> None:
-        """What a thread does. ValueError: an image is damaged."""
+        """Runs in a thread. ValueError: an image is damaged."""
         pixels = decoding.pixels.numpy()[share]
         decoding.decode(share, pixels)
         if self._host_finish and decoding.finished is not None:
@@ -108,7 +98,7 @@ class BetonStore:
         return batch, self._side.mark()
 
     def _images(self, decoding: _Decoding) -> Tensor:
-        """Waits for the threads."""
+        """Waits for the threads of one view."""
         for share in decoding.shares:
             share.result()
         if self._host_finish and decoding.finished is not None:
@@ -121,7 +111,7 @@ class BetonStore:
 class _Decoding:
     """One view of a batch while threads work on it.
 
-    rows: (N,) int64. pixels: (N, S, S, 3) uint8 on the CPU. finished: on the CPU, room for what they become.
+    rows: (N,) int64. pixels: (N, S, S, 3) uint8 on the CPU. finished: buffer for the results, if made on the CPU.
     """
 
     beton: Beton
@@ -132,7 +122,7 @@ class _Decoding:
     shares: list[Future[None]] = field(default_factory=list)
 
     def decode(self, share: slice, pixels: np.ndarray) -> None:
-        """Fills `pixels`, those of `share`."""
+        """Fills `pixels`, the rows `share` of the batch."""
         images = self.beton.images[self.rows[share]]
         sources, targets = (boxes[share].contiguous().numpy() for boxes in (self.plan.sources, self.plan.targets))
         jpegs = images[images[:, 2] == JPEG]
@@ -145,7 +135,7 @@ class _Decoding:
 
 
 def _plan(beton: Beton, geometry: Geometry, view: View) -> Plan:
-    """What becomes of a view's images; checked, for the native functions trust it."""
+    """The plan of a view, checked here because the native functions check nothing."""
     outside = view.rows[(view.rows < 0) | (view.rows >= beton.num_samples)]
     if len(outside):
         raise ValueError(f"{beton.path} has images 0 to {beton.num_samples - 1}, not {int(outside[0])}")
@@ -156,8 +146,8 @@ def _plan(beton: Beton, geometry: Geometry, view: View) -> Plan:
     if not fits.all():
         row, (height, width) = int(view.rows[~fits][0]), sizes[~fits][0].tolist()
         raise ValueError(
-            f"{beton.path}: image {row} has {height} x {width} pixels, fewer than are cut out of it: {AGAIN}"
+            f"{beton.path}: image {row} has {height} x {width} pixels and is smaller than its crop: {AGAIN}"
         )
     corner, extent = plan.targets.split(2, 1)
-    assert ((extent > 0) & (corner < plan.size) & (corner + extent > 0)).all(), "nothing is put into a picture"
+    assert ((extent > 0) & (corner < plan.size) & (corner + extent > 0)).all(), "a target lies outside its picture"
     return plan

@@ -1,7 +1,7 @@
-"""A .beton file, written by one process in the order of the rows, for FFCV's own readers and ours.
+"""Write a .beton file from one process in the order of the rows, for FFCV's readers and ours.
 
-Other than by FFCV's writer, the file is the same, byte for byte, however many processes encode: so sha256 says which
-data it is. And nothing has to be shared between processes, so nothing is left behind when one dies.
+Unlike with FFCV's writer, the file is the same, byte for byte, for any number of encoding processes, so its sha256
+identifies the data. Processes share no memory, so nothing is left behind when one dies.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from pipelines.data.ffcv.format import FIELD, HEADER, JPEG, PAGE_BYTES, RAW, VER
 
 
 class BetonWriter:
-    """Writes samples one by one; a context manager. The file is valid once `finish` has returned."""
+    """Writes samples one by one; a context manager. The file is valid after `finish`."""
 
     def __init__(self, path: Path, fields: Sequence[Field], capacity: int, most_bytes: int) -> None:
-        """capacity: how many samples there are at most. most_bytes: of one sample, about; pages are made for it."""
+        """capacity: largest number of samples. most_bytes: approximate size of the largest sample; sets the page."""
         self.path = path
         self.count = 0
         self._fields = fields
         self._page = max(PAGE_BYTES, 1 << most_bytes.bit_length())
         self._entries = np.zeros(capacity, entry(fields))
-        # Samples that are left out leave a gap behind the table: every region says where it is.
+        # Samples that are left out leave a gap after the table. Readers find regions by their addresses.
         table_at = HEADER.itemsize + len(fields) * FIELD.itemsize
         self._at = aligned(table_at + self._entries.nbytes, self._page)
-        self._regions = array("Q")
-        """sample, address and size of each"""
+        self._regions = array("Q")  # sample, address and size of each
         self._file = path.open("wb", buffering=1 << 20)
         self._file.seek(self._at)
 
@@ -43,63 +42,54 @@ class BetonWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
         try:
             self._file.close()
-        except OSError:  # what is in the buffer cannot be written
+        except OSError:  # the buffer cannot be written
             if kind is None:
                 raise
 
     def add(self, sample: Encoded, name: str) -> None:
-        """Write a sample. ValueError: it does not fit into a page. OSError: the disk is full; it says what to do.
-
-        name: by what a person finds it.
-        """
+        """Write a sample; errors call it `name`. ValueError: it does not fit into a page. OSError: the disk is full."""
         size = sum(map(len, sample.regions))
         if size > self._page:
             raise ValueError(
-                f"{name} takes {size:,} bytes, but a page has {self._page:,}: store it raw, or remove what its file "
-                "holds beside the image"
+                f"{name} takes {size:,} bytes, but a page has {self._page:,}: use --write raw, or remove the metadata "
+                "from the image file"
             )
-        with self._saying_where():
-            self._add(sample, size)
-
-    def finish(self) -> None:
-        """Write the tables, and everything to the disk. OSError as `add`."""
-        with self._saying_where():
-            self._finish()
-
-    @contextmanager
-    def _saying_where(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{self.path} cannot be written beyond its first {self._at:,} bytes ({os.strerror(error.errno or 0)}), "
-                "and nothing is kept of it: free space, give --out another disk, or store less by --write jpg or a "
-                "smaller --max-side",
-            ) from error
-
-    def _add(self, sample: Encoded, size: int) -> None:
-        if self._at % self._page + size > self._page:  # no sample lies across two pages
-            self._at = aligned(self._at, self._page)
-            self._file.seek(self._at)
-        pointers = []
-        for region in sample.regions:
-            pointers.append(self._at)
-            self._regions.extend((self.count, self._at, len(region)))
-            self._file.write(region)
-            self._at += len(region)
+        with self._disk_errors():
+            if self._at % self._page + size > self._page:  # no sample crosses a page boundary
+                self._at = aligned(self._at, self._page)
+                self._file.seek(self._at)
+            pointers = []
+            for region in sample.regions:
+                pointers.append(self._at)
+                self._regions.extend((self.count, self._at, len(region)))
+                self._file.write(region)
+                self._at += len(region)
         image = JPEG if sample.is_jpeg else RAW, sample.width, sample.height, pointers[0]
         others = pointers[1:] if sample.label is None else [sample.label]
         self._entries[self.count] = (image, *others)
         self.count += 1
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the tables and flush everything to the disk. OSError: as for `add`."""
         header = np.zeros((), HEADER)
         header["version"], header["num_fields"], header["num_samples"] = VERSION, len(self._fields), self.count
         header["page_size"], header["alloc_table_ptr"] = self._page, aligned(self._at, self._page)
-        self._file.seek(int(header["alloc_table_ptr"]))
-        self._file.write(np.frombuffer(self._regions, np.uint64).astype("<u8").tobytes())
-        self._file.seek(0)
-        self._file.write(header.tobytes() + described(self._fields) + self._entries[: self.count].tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._disk_errors():
+            self._file.seek(int(header["alloc_table_ptr"]))
+            self._file.write(np.frombuffer(self._regions, np.uint64).astype("<u8").tobytes())
+            self._file.seek(0)
+            self._file.write(header.tobytes() + described(self._fields) + self._entries[: self.count].tobytes())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path} cannot be written beyond its first {self._at:,} bytes ({os.strerror(error.errno or 0)}) "
+                "and is deleted: free space, use another disk for --out, or store less with --write jpg or a "
+                "smaller --max-side",
+            ) from error

@@ -1,4 +1,4 @@
-"""Data sets that lie in memory whole, as uint8 arrays."""
+"""Data sets held in memory as uint8 arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.data.source import RGB, Part, Pixels, Source
 DIGITS_MEAN: RGB = (0.3052, 0.3052, 0.3052)
 DIGITS_STD: RGB = (0.3758, 0.3758, 0.3758)
 
-# What is in flight while files are read: decoding releases Python's lock.
+# Threads help because decoding releases Python's global lock.
 _THREADS = 8
 _AT_ONCE = 256
 
@@ -30,7 +30,7 @@ class Arrays:
     images: "train" and "test" -> (N, H, W, 3) uint8.
     labels: "train" and "test" -> (N,) int64 on the CPU.
     mean, std: per channel, of pixel values / 255.
-    fingerprint: a short hash of what the data is.
+    fingerprint: a short hash of the data.
     """
 
     images: dict[str, np.ndarray]
@@ -42,15 +42,15 @@ class Arrays:
 
 
 def read_digits() -> Arrays:
-    """scikit-learn's digits, 8 x 8 grey levels 0..16 stretched to 0..255; a fixed fifth of each class is for test."""
-    # Imported here: scikit-learn takes a second, and only the digits need it.
+    """scikit-learn's digits, 8 x 8 grey levels 0..16 scaled to 0..255; a fixed fifth of each class is the test part."""
+    # Imported here because it takes a second, and only the digits need it.
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=-1)
     labels = torch.from_numpy(digits.target).long()
-    # The key is fixed: the test part is the same in every experiment, whatever its seed.
+    # The key is constant: the test part is the same for all seeds.
     rows = dict(zip(("train", "test"), splits.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
     images = {part: pixels[at.numpy()] for part, at in rows.items()}
     targets = {part: labels[at] for part, at in rows.items()}
@@ -58,10 +58,10 @@ def read_digits() -> Arrays:
 
 
 def read_whole(source: Source, image_size: int) -> Arrays:
-    """Every image of `source`: short side resized to `image_size`, then the centre. ValueError names a bad image."""
+    """All images of `source`: short side resized to `image_size`, then a centre crop. ValueError names a bad image."""
     images = {name: pixels(part, image_size) for name, part in source.parts.items()}
     labels = {name: part.labels for name, part in source.parts.items()}
-    # Of files the pixels say what the data is, wherever and in whatever form they lie.
+    # The pixels of files identify the data, wherever and in which format it is stored.
     held = all(isinstance(part, Pixels) for part in source.parts.values())
     identity = source.fingerprint if held else fingerprint(images, labels)
     return Arrays(images, labels, len(source.classes), source.mean, source.std, identity)
@@ -69,9 +69,7 @@ def read_whole(source: Source, image_size: int) -> Arrays:
 
 def pixels(part: Part, image_size: int) -> np.ndarray:
     """(N, image_size, image_size, 3) uint8."""
-    from pipelines.data.readers.image_folders import (
-        centre,  # torchvision's import takes seconds, and the digits do without
-    )
+    from pipelines.data.readers.image_folders import centre  # imports torchvision, which takes seconds
 
     if isinstance(part, Pixels) and part.pixels.shape[1:3] == (image_size, image_size):
         return part.pixels

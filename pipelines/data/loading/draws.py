@@ -1,6 +1,6 @@
-"""Every random draw is derived from what it is for, never consumed from a running generator.
+"""Random numbers are hashes of their purpose and the sample, never taken from a running generator.
 
-So a skipped epoch, another batch composition, another worker count or another backend changes no draw.
+So a skipped epoch, another batch composition, another number of workers or another backend changes no random number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def stream(*parts: int | str) -> int:
-    """A 63-bit key for one purpose, say `stream(seed, stage, epoch, "order")`; other parts give an unrelated key."""
+    """A 63-bit key for one purpose, such as `stream(seed, stage, epoch, "order")`; other parts give unrelated keys."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") & _POSITIVE
 
@@ -32,15 +32,15 @@ def permutation(key: int, n: int) -> Tensor:
 def sample_hash(key: int, index: Tensor, draw: int | Tensor) -> Tensor:
     """One non-negative 63-bit random integer per sample, on `index`'s device.
 
-    index: int64. draw: which of a sample's draws under this key; a tensor broadcasts against `index`.
+    index: int64. draw: number of the draw of a sample under this key; a tensor broadcasts against `index`.
     """
-    # Integer tensors wrap around in 64 bits; a Python product has to be wrapped by hand to fit one.
-    offset = draw * _INCREMENT if isinstance(draw, Tensor) else _wrapped(draw * _INCREMENT)
+    # Integer tensors wrap around in 64 bits; Python integers are wrapped here.
+    offset = draw * _INCREMENT if isinstance(draw, Tensor) else (draw * _INCREMENT + 2**63) % 2**64 - 2**63
     return _mix(_mix(index * _INCREMENT + key) + offset) & _POSITIVE
 
 
 def below(key: int, index: Tensor, draw: int | Tensor, bound: int | Tensor) -> Tensor:
-    """Per sample a uniform integer in [0, bound), int64; `draw` and `bound` may be tensors that broadcast.
+    """A uniform integer in [0, bound) per sample, int64; `draw` and `bound` may be tensors that broadcast.
 
     The bias of the remainder is below bound / 2^63.
     """
@@ -48,7 +48,7 @@ def below(key: int, index: Tensor, draw: int | Tensor, bound: int | Tensor) -> T
 
 
 def uniform(key: int, index: Tensor, draw: int | Tensor) -> Tensor:
-    """Per sample a uniform float64 in [0, 1)."""
+    """A uniform float64 in [0, 1) per sample."""
     # 53 bits fill a float64 exactly; all 63 could round up to 1.
     return (sample_hash(key, index, draw) >> 10).double() / 2**53
 
@@ -60,9 +60,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own one repeats the sign bit."""
+    """Logical right shift: torch's shift repeats the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _wrapped(value: int) -> int:
-    return (value + 2**63) % 2**64 - 2**63

@@ -1,4 +1,4 @@
-"""The backend for the official files themselves: processes decode and crop, the device flips and normalises."""
+"""The backend for the official files: processes decode and crop, the device flips and normalises."""
 
 from __future__ import annotations
 
@@ -12,51 +12,41 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compression.batch import Batch
-from pipelines.data.loading.geometry import Geometry, Letterbox, PadCrop, Plan
+from pipelines.data.loading.geometry import Geometry, PadCrop, Plan, ResizedCrop
 from pipelines.data.loading.views import Finish, Request, View, batch_of
 from pipelines.data.readers.image_folders import centre
-from pipelines.data.source import RGB
 
 AT_ONCE = 16
-"""Images that one process holds whole, before they are cropped."""
+"""Full images that one process holds before it crops them."""
 
 Decoded = tuple[Tensor, Any, dict[str, tuple[Tensor, Tensor | None]]]
 
 
 class Photos(Protocol):
-    """What is read of a part."""
+    """A part whose images can be read."""
 
     def image(self, row: int) -> Image.Image: ...
 
 
 class FolderStore:
-    """Reads views of image files through `workers` processes (0: in this one)."""
+    """Reads views of image files with `workers` processes (0: this one)."""
 
-    def __init__(
-        self,
-        parts: Mapping[str, Photos],
-        geometry: Geometry,
-        mean: RGB,
-        std: RGB,
-        device: torch.device,
-        dtype: torch.dtype,
-        workers: int,
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Photos], geometry: Geometry, finish: Finish, workers: int) -> None:
         self.host = torch.device("cpu")
-        self._device = device
+        self._device = finish.device
         self._workers = workers
         self._decoder = _Decoder(parts, geometry)
-        self._finish = Finish(mean, std, device, dtype)
+        self._finish = finish
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        # The sampler is the stream of requests: workers get whole batches, in order, a few ahead. The generator is
-        # DataLoader's own, or it would draw its workers' seed from the global one.
+        # The sampler yields the requests: workers receive whole batches in order, a few in advance. Without a generator
+        # of its own, DataLoader would draw the seed of its workers from the global one.
         decoded: Iterable[Decoded] = DataLoader(
             self._decoder,
             batch_size=None,
             sampler=requests,
             num_workers=self._workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),
         )
@@ -67,14 +57,14 @@ class FolderStore:
             yield batch_of(images, self._moved(labels), self._moved(index))
 
     def close(self) -> None:
-        """Nothing is held: workers end with the iteration that they serve, also when it is abandoned."""
+        """Nothing to release: worker processes end with their iterator, also when it is deleted early."""
 
     def _moved(self, value: Any) -> Any:
         return None if value is None else value.to(self._device, non_blocking=True)
 
 
 class _Decoder(Dataset[Decoded]):
-    """Maps a Request to uint8 pixels and flips of its views; runs in the decoding processes."""
+    """Maps a Request to the uint8 pixels and flips of its views; runs in the worker processes."""
 
     def __init__(self, parts: Mapping[str, Photos], geometry: Geometry) -> None:
         self._parts = parts
@@ -91,8 +81,8 @@ class _Decoder(Dataset[Decoded]):
             images = [self._stored(part.image(row)) for row in view.rows[few].tolist()]
             sizes = torch.tensor([(image.height, image.width) for image in images])
             plan = self._geometry.plan(View(view.rows[few], view.owner[few], view.key, view.size), sizes)
-            if view.key is None and not isinstance(self._geometry, Letterbox):
-                # torchvision's own resize and crop of the centre, so that published weights see what they are used to.
+            if view.key is None and isinstance(self._geometry, ResizedCrop):
+                # torchvision's resize and centre crop, with which published weights were evaluated.
                 pixels += [centre(image, self._geometry.resize, plan.size) for image in images]
             else:
                 pixels += [_picture(image, plan, at) for at, image in enumerate(images)]
@@ -101,7 +91,7 @@ class _Decoder(Dataset[Decoded]):
         return stacked, None if flips[0] is None else torch.cat(flips)
 
     def _stored(self, image: Image.Image) -> Image.Image:
-        """As other backends have it stored: sets of one size are brought to that size first."""
+        """The image as other backends store it: sets with one image size are resized first."""
         size = self._geometry.size
         if isinstance(self._geometry, PadCrop) and image.size != (size, size):
             return Image.fromarray(centre(image, size, size))
@@ -109,9 +99,9 @@ class _Decoder(Dataset[Decoded]):
 
 
 def _picture(image: Image.Image, plan: Plan, at: int) -> np.ndarray:
-    """(size, size, 3) uint8: what the plan says of the image at position `at`."""
+    """(size, size, 3) uint8: the plan applied to the image at position `at`."""
     (top, left, height, width), (y, x, h, w) = plan.sources[at].tolist(), plan.targets[at].tolist()
-    # Not resize(..., box=box): its filter would reach over the edge of the box.
+    # Not resize(..., box=box): its filter would use pixels outside the box.
     part = image.crop((left, top, left + width, top + height))
     if part.size != (w, h):
         part = part.resize((w, h), Image.Resampling.BILINEAR)
@@ -122,5 +112,5 @@ def _picture(image: Image.Image, plan: Plan, at: int) -> np.ndarray:
     return picture
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value

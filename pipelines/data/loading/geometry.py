@@ -1,6 +1,6 @@
-"""From a stored image to what the network sees: which rectangle is read, where it goes, and whether it is mirrored.
+"""From a stored image to the network's input: which rectangle is read, where it is placed, and whether it is flipped.
 
-Decided from the draws and the image's size alone, so every backend makes the same picture of the same sample.
+This depends only on random draws and the size of the image, so all backends make the same picture of a sample.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """How N stored images become N pictures of size x size pixels, black where nothing is put.
+    """How N stored images become N pictures of size x size pixels. The rest of a picture is black.
 
-    sources: (N, 4) int64: top, left, height, width of what is read; inside the stored image.
-    targets: (N, 4) int64: where that goes, resized where it has another size; what lies outside the picture is cut off.
-    flips: (N,) bool, mirrored left to right afterwards; or None.
+    sources: (N, 4) int64: top, left, height, width of the rectangle to read, inside the stored image.
+    targets: (N, 4) int64: the rectangle to which it is resized; parts outside the picture are cut off.
+    flips: (N,) bool, whether the picture is then flipped left to right; None: no flips.
     """
 
     sources: Tensor
@@ -36,34 +36,23 @@ class Plan:
 
 
 class Geometry(Protocol):
-    """What is done to the images of one part."""
+    """How the images of a data set are cropped and resized. size: of pictures for evaluation, in pixels."""
 
     @property
-    def size(self) -> int:
-        """Height and width in pixels of evaluation's pictures."""
-        ...
-
-    @property
-    def resize(self) -> int:
-        """To what evaluation resizes the short side before it takes the centre."""
-        ...
+    def size(self) -> int: ...
 
     def plan(self, view: View, sizes: Tensor) -> Plan:
-        """sizes: (N, 2) int64, heights and widths as stored. `view.key` None: as evaluation sees the images."""
+        """sizes: (N, 2) int64, heights and widths as stored. `view.key` None: for evaluation."""
         ...
 
 
 @dataclass(frozen=True)
 class PadCrop:
-    """Images stored at the size that the network sees: black borders and a crop of that size, and a flip."""
+    """For images stored at the input size: black padding, a random crop of that size, and a flip."""
 
     size: int
     padding: int
     flip: bool
-
-    @property
-    def resize(self) -> int:
-        return self.size
 
     def plan(self, view: View, sizes: Tensor) -> Plan:
         whole = torch.tensor([0, 0, self.size, self.size]).expand(len(sizes), 4)
@@ -80,10 +69,10 @@ class PadCrop:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Images of any size: a random-resized crop and a flip; for evaluation the centre.
+    """For images of any size: a random-resized crop and a flip; for evaluation a centre crop.
 
-    size: of the picture; of evaluation's, and of training's where a view does not say another.
-    resize: to what evaluation resizes the short side before it takes the centre.
+    size: of pictures for evaluation, and for training unless a view asks for another size.
+    resize: short side in pixels to which evaluation resizes before the centre crop.
     """
 
     size: int
@@ -91,11 +80,10 @@ class ResizedCrop:
 
     def plan(self, view: View, sizes: Tensor) -> Plan:
         if view.key is None:
-            # The whole image, not the part of it that will be seen: that begins between two pixels, and the picture
-            # would be moved by up to half of one, which costs more than any difference between ways of resizing.
-            return Plan(
-                torch.cat([torch.zeros_like(sizes), sizes], 1), centred(sizes, self.size, self.resize), self.size, None
-            )
+            # The whole image, not only its visible part: that starts between two pixels, and rounding would shift the
+            # picture by up to half a pixel, which costs more accuracy than the choice of a resizing filter.
+            whole = torch.cat([torch.zeros_like(sizes), sizes], 1)
+            return Plan(whole, centred(sizes, self.size, self.resize), self.size, None)
         size = view.size or self.size
         drawn = draws.uniform(view.key, view.owner[:, None], CROP + torch.arange(4 * ATTEMPTS))
         sources = random_boxes(sizes, drawn.view(-1, ATTEMPTS, 4))
@@ -109,17 +97,13 @@ class Letterbox:
 
     size: int
 
-    @property
-    def resize(self) -> int:
-        return self.size
-
     def plan(self, view: View, sizes: Tensor) -> Plan:
         size = view.size or self.size
         return Plan(torch.cat([torch.zeros_like(sizes), sizes], 1), letterboxes(sizes, size), size, None)
 
 
 def letterboxes(sizes: Tensor, size: int) -> Tensor:
-    """(N, 4) int64 top, left, height, width: where images of `sizes` lie in letterboxes of size x size pixels.
+    """(N, 4) int64 top, left, height, width of images inside letterboxes of size x size pixels.
 
     sizes: (N, 2) int64, heights and widths. Sides are rounded, so the two scales may differ a little.
     """
@@ -128,7 +112,7 @@ def letterboxes(sizes: Tensor, size: int) -> Tensor:
 
 
 def centred(sizes: Tensor, size: int, resize: int) -> Tensor:
-    """(N, 4): where images lie, once their short side is `resize`, around their central `size`; as torchvision's do."""
+    """(N, 4) targets of whole images for a resize of the short side and a centre crop, as torchvision computes them."""
     short = sizes.amin(1, keepdim=True)
     extents = torch.where(sizes == short, resize, (resize * sizes).double().div(short).long())
     return torch.cat([-((extents - size).double() / 2).round().long(), extents], 1)
@@ -137,8 +121,8 @@ def centred(sizes: Tensor, size: int, resize: int) -> Tensor:
 def random_boxes(sizes: Tensor, attempts: Tensor) -> Tensor:
     """(N, 4) top, left, height, width of random-resized crops: SCALE of the area, RATIO of the sides, log-uniform.
 
-    attempts: (N, A, 4) as for `candidates`; the first that fits is taken.
-    Where none does, the largest central box with an allowed ratio.
+    attempts: (N, A, 4) as for `candidates`. The first that fits is taken; if none does, the largest central box with an
+    allowed ratio.
     """
     boxes, fits = candidates(sizes, attempts, SCALE, RATIO)
     first = fits.long().argmax(1, keepdim=True)
@@ -149,7 +133,7 @@ def random_boxes(sizes: Tensor, attempts: Tensor) -> Tensor:
 def candidates(
     sizes: Tensor, attempts: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """(N, A, 4) int64 top, left, height, width of boxes in images of `sizes`, and (N, A) bool: which fit into them.
+    """(N, A, 4) int64 top, left, height, width of random boxes, and (N, A) bool: whether they fit into the image.
 
     attempts: (N, A, 4) draws in [0, 1) for area, ratio, left and top of each attempt.
     scale: bounds of a box's share of the area. ratio: bounds of width over height, log-uniform.

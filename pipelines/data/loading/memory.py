@@ -1,4 +1,4 @@
-"""The backend for sets that fit on the device: uint8 images stay there, and a step never waits for the host."""
+"""The backend for data sets that fit into device memory: uint8 images stay there, and no step waits for the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.data.loading.views import CROP, FLIP, Finish, Request, View, batc
 
 
 class MemoryStore:
-    """Reads views of `arrays` by indexing alone."""
+    """Reads views of `arrays` by indexing."""
 
     def __init__(self, arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> None:
         self.host = device
@@ -25,7 +25,7 @@ class MemoryStore:
         self._flip = augmentation.flip
         self._padding = {"train": padding, "test": 0}
         self._windows = {p: windows(arrays.images[p], self._padding[p], device) for p in ("train", "test")}
-        # All of a view's draws come from one pass: flip, top and left, each below its bound.
+        # All draws of a view come from one call: flip, top and left, each with its own bound.
         self._draws = torch.tensor([[FLIP], [CROP], [CROP + 1]], device=device)
         self._bounds = torch.tensor([[2], [2 * padding + 1], [2 * padding + 1]], device=device)
         self._finish = Finish(arrays.mean, arrays.std, device, dtype)
@@ -43,12 +43,12 @@ class MemoryStore:
         if view.key is None:
             return self._finish(stored[:, padding, padding][view.rows], None)
         flip, top, left = draws.below(view.key, view.owner, self._draws, self._bounds)
-        # One indexing moves each crop as uint8, in contiguous runs of a window's row.
+        # One indexing operation copies all crops as uint8, in contiguous runs.
         return self._finish(stored[view.rows, top, left], flip.bool() if self._flip else None)
 
 
 def windows(images: np.ndarray, padding: int, device: torch.device) -> Tensor:
-    """All crops of the original size, without copying one: (N, 2p + 1, 2p + 1, H, W, C) over images padded with black.
+    """All crops of the original size as a view, (N, 2p + 1, 2p + 1, H, W, C), of images padded with black.
 
     images: (N, H, W, C) uint8; `padding` is p, in pixels on each side.
     """

@@ -9,10 +9,10 @@ from pipelines.data.loading import draws
 
 
 def hold_out(labels: Tensor, fraction: float, key: int) -> tuple[Tensor, Tensor]:
-    """Positions (kept, held out), int64 and ascending; of each class `round(fraction * n)` are held out, at least one.
+    """Positions (kept, held out), int64, ascending. `round(fraction * n)` of each class are held out, at least one.
 
-    labels: (N,) int64 on the CPU. A fraction of 0 holds nothing out.
-    ValueError: a class would be left without a kept sample.
+    labels: (N,) int64 on the CPU. fraction: 0 holds nothing out.
+    ValueError: a class would have no kept sample.
     """
     held = torch.zeros(len(labels), dtype=torch.bool)
     if fraction > 0:
@@ -21,8 +21,8 @@ def hold_out(labels: Tensor, fraction: float, key: int) -> tuple[Tensor, Tensor]
             count = max(1, round(fraction * len(members)))
             if count == len(members):
                 raise ValueError(
-                    f"class {label} has {len(members)} training images, and holding out {fraction:g} of them for "
-                    "validation leaves none to train on: use a smaller val_fraction, or 0"
+                    f"class {label} has {len(members)} training images, and a val_fraction of {fraction:g} leaves none "
+                    "for training: use a smaller val_fraction, or 0"
                 )
             held[members[draws.permutation(draws.stream(key, label), len(members))[:count]]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()

@@ -1,4 +1,4 @@
-"""What the loader asks of a backend: views of samples; and the last steps that all backends share."""
+"""Requests of the loader to a backend, and the last steps that all backends share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from compression.batch import Batch
 
 NEEDS = frozenset({"index", "paired", "second_view"})
-"""What a batch can be asked to hold beyond images and labels."""
+"""Optional content of a batch, besides images and labels."""
 
-# Numbers of a sample's draws under one view's key. The crop uses as many as it takes, from CROP on.
+# Numbers of the draws of a sample under the key of a view. The crop uses CROP and the following ones.
 FLIP = 0
 CROP = 1
 
@@ -23,10 +23,10 @@ CROP = 1
 class View:
     """Which images to read, and how they are augmented.
 
-    rows: (N,) int64, positions in the part as the source holds it.
-    owner: (N,) int64, positions in the training split by which the draws go.
-    key: the key of the draws, or None for an image as evaluation sees it.
-    size: height and width in pixels of the picture, where it is not the usual one.
+    rows: (N,) int64, positions in the part.
+    owner: (N,) int64, positions in the training split, from which the draws are derived.
+    key: the key of the draws; None: no augmentation, as in evaluation.
+    size: height and width in pixels of the picture; None: the usual size.
     """
 
     rows: Tensor
@@ -37,7 +37,7 @@ class View:
 
 @dataclass(frozen=True)
 class Request:
-    """One batch to be read: `views` maps "images" and what else is needed of Batch's fields to a View."""
+    """One batch to read: `views` maps "images" and other needed fields of Batch to a View."""
 
     part: str
     index: Tensor
@@ -46,7 +46,7 @@ class Request:
 
 
 class Store(Protocol):
-    """A backend. `host` is where the tensors of a Request must lie: on the CPU, or on the device."""
+    """A backend. host: the device on which it expects the tensors of a Request."""
 
     host: torch.device
 
@@ -55,18 +55,18 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of memory and processes."""
+        """Release memory and processes."""
         ...
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A store, and what it holds.
+    """A store and a description of its data.
 
     labels: "train" and "test" -> (N,) int64 on the CPU, in the order of the store's rows.
     input_shape: (channels, height, width) of evaluation's images.
-    fingerprint: a short hash of what the data is, the same wherever it lies.
-    needs: what a batch can hold beyond images and labels.
+    fingerprint: a short hash of the data, wherever it is stored.
+    needs: optional content that a batch can have.
     """
 
     store: Store
@@ -78,12 +78,13 @@ class Opened:
 
 
 class Finish:
-    """The last steps, in batch and on the device: flip as uint8, then convert and normalise."""
+    """The last steps, on whole batches on the device: flip as uint8, then convert and normalise."""
 
     def __init__(
         self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
-        """mean, std: per channel, of pixel values / 255. device, dtype: of what comes out."""
+        """mean, std: per channel, of pixel values / 255. device, dtype: of the results."""
+        self.device, self.dtype = device, dtype
         self._of_pixel = [(torch.tensor(value, dtype=torch.float64) * 255).to(device, dtype) for value in (mean, std)]
         self._of_row: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -91,13 +92,13 @@ class Finish:
         """(N, H, W, 3) uint8 and (N,) bool -> (N, 3, H, W) float in channels_last memory."""
         if flips is not None:
             pixels = torch.where(flips[:, None, None, None], pixels.flip(2), pixels)
-        # Subtract and divide round each element alone, so a sample comes out the same in any batch.
+        # Subtraction and division are element-wise, so a sample gives the same result in any batch.
         mean, std = self._row(pixels.shape[2])
         rows = pixels.flatten(2).to(mean.dtype).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def _row(self, width: int) -> tuple[Tensor, Tensor]:
-        """A whole row of pixels at once: broadcasting three channels alone would make inner loops of three elements."""
+        """Values for a whole row of pixels: broadcasting three channels alone would be slow."""
         if width not in self._of_row:
             mean, std = self._of_pixel
             self._of_row[width] = mean.repeat(width), std.repeat(width)
@@ -105,5 +106,5 @@ class Finish:
 
 
 def batch_of(images: Mapping[str, Tensor], labels: Tensor, index: Tensor) -> Batch:
-    """The Batch of finished views."""
+    """A Batch of finished views."""
     return Batch(images["images"], labels, index, images.get("paired"), images.get("second_view"))
