@@ -424,7 +424,7 @@ def test_runs_are_tracked_whole_and_only_once(tmp_path: Path):
     shown = io.StringIO()
     again = run_experiments(experiments, placement, "suite", "recipe", Console(file=shown))
     assert all(end.before for end in again)
-    assert "finished before" in shown.getvalue()
+    assert "already finished" in shown.getvalue()
     assert [end.run_id for end in again] == [end.run_id for end in ended]
     assert len(client.search_runs([suite.experiment_id])) == 2
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropyConfig, ObjectiveConfig
 from compression.pretrained import read_weights
 from compression.session import Session
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(MethodConfig):
     """Load weights and train nothing."""
 
     weights: str = ""
@@ -26,6 +27,9 @@ class Pretrained:
     @property
     def label(self) -> str:
         return "pretrained"
+
+    def run(self, session: Session) -> nn.Module:
+        return pretrained(session, self)
 
 
 def pretrained(session: Session, config: Pretrained) -> nn.Module:
