@@ -91,8 +91,9 @@ class Progress(logging.Handler):
         super().__init__(logging.INFO)
         self.console = console or Console()
         self.rows = [Row(name) for name in names]
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
         self.interactive = self.console.is_interactive
+        self.ended = False
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
         self._log = logging.getLogger("cluster")
         self._level_before = self._log.level
 
@@ -105,6 +106,7 @@ class Progress(logging.Handler):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+        self.ended = True
         if self.interactive:
             self.live.stop()
         self._log.removeHandler(self)
@@ -169,9 +171,9 @@ class Progress(logging.Handler):
         return table
 
     def _shown(self) -> list[Row]:
-        """While the table is live, the rows for which the terminal has lines, those with work first; else all rows."""
+        """As many rows as the terminal has lines, those with work first; all rows at the end."""
         room = max((self.console.height - 3) // (1 if self.console.width >= WIDE else 2), 1)
-        if not self.live.is_started or len(self.rows) <= room:
+        if self.ended or not self.interactive or len(self.rows) <= room:
             return self.rows
         order = sorted(range(len(self.rows)), key=lambda number: not self.rows[number].working)
         return [self.rows[number] for number in sorted(order[:room])]

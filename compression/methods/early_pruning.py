@@ -66,7 +66,7 @@ class EarlyPruning(MethodConfig):
 
     @classmethod
     def at(cls, sparsity: float, **values: Any) -> Self:
-        return cls(sparsity=sparsity, **{"objective": CSKDConfig(), **values})
+        return super().at(sparsity, **{"objective": CSKDConfig(), **values})
 
     def run(self, session: Session) -> nn.Module:
         return early_pruning(session, self)

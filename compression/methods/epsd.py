@@ -8,7 +8,7 @@ detail; here the score is ProsPr's meta-gradient (arXiv 2202.08132) of that loss
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from torch import nn
 
@@ -55,10 +55,6 @@ class EPSD(MethodConfig):
     @property
     def label(self) -> str:
         return f"EPSD ({self.distillation.label})"
-
-    @classmethod
-    def at(cls, sparsity: float, **values: Any) -> Self:
-        return cls(sparsity=sparsity, **values)
 
     def run(self, session: Session) -> nn.Module:
         return epsd(session, self)

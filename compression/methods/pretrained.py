@@ -19,14 +19,12 @@ class Pretrained(MethodConfig):
     weights: str = ""
     """a .safetensors file, the folder of a finished run, or of a hub: hub (its default), IMAGENET1K_V1, a1_in1k..."""
 
+    label = "pretrained"
+
     @property
     def objective(self) -> ObjectiveConfig:
         """What it is measured by; nothing trains by it."""
         return CrossEntropyConfig()
-
-    @property
-    def label(self) -> str:
-        return "pretrained"
 
     def run(self, session: Session) -> nn.Module:
         return pretrained(session, self)
