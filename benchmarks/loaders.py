@@ -1,15 +1,14 @@
-"""How fast images come from each backend, beside torchvision's own loader and one that reads nothing at all."""
+"""How fast images come from each backend, next to torchvision's own loader and to a mock that reads nothing."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks.timing import noise_floor, ratios
+from benchmarks.timing import Row, machine, median_ratio, noise_floor, ratios, wall_clock
 from compression import models
 from pipelines.data.config import Augmentation
 from pipelines.data.ffcv.beton import Beton
@@ -33,7 +32,6 @@ from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
 from pipelines.data.preparing.sets import storage
 from pipelines.data.source import Files, Source
 from pipelines.data.stores import in_memory
-from pipelines.execute import environment
 
 Images = tuple[Tensor, Tensor]
 """(N, 3, H, W) float and (N,) int64, normalised and on the device."""
@@ -41,12 +39,12 @@ Images = tuple[Tensor, Tensor]
 Epoch = Callable[[], Iterator[Images]]
 
 MOST_IMAGES = 10_000
-"""A part of a larger set says as much of a loader's speed."""
+"""Of a larger data set only so many are read: the speed of a loader does not depend on the rest."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How it is measured: `rounds` over all loaders, `steps` of training in each; `workers` decode for each loader."""
+    """`rounds` turns of each loader, with `steps` training steps in each; `workers` decode for each loader."""
 
     batch_size: int
     workers: int
@@ -61,7 +59,6 @@ class Subject:
 
     source: its files, the same for every loader.
     geometry: how they become pictures.
-    fixed: they are stored at the pictures' size, and so can be held in memory.
     model: what is trained to see whether it has to wait for the data.
     """
 
@@ -74,6 +71,7 @@ class Subject:
 
     @property
     def fixed(self) -> bool:
+        """Whether images are stored at the size of the pictures, and so can be held in memory."""
         return isinstance(self.geometry, PadCrop)
 
 
@@ -94,7 +92,7 @@ def digits(scratch: Path) -> Subject:
 
 
 def _subject(name: str, root: Path, geometry: Geometry, model: str) -> Subject:
-    """The images below `root`/train, or else below `root`/val; some of them, evenly, where there are many."""
+    """The images below `root`/train, or else below `root`/val; an even selection where there are many."""
     part = next((root / part for part in ("train", "val") if (root / part).is_dir()), None)
     if part is None:
         raise ValueError(f"{root} holds neither train/<class>/* nor val/<class>/*: name a folder that does")
@@ -110,7 +108,7 @@ def _subject(name: str, root: Path, geometry: Geometry, model: str) -> Subject:
 
 
 def contenders(subject: Subject, setting: Setting, scratch: Path) -> dict[str, Epoch]:
-    """A way through the training images for each loader; `scratch` takes what FFCV's format needs."""
+    """For each loader an epoch of the training images; `scratch` is for the files of FFCV's format."""
     found: dict[str, Epoch] = {"torchvision": _torchvision(subject, setting)}
     if subject.fixed:
         augmentation = Augmentation(crop_padding=4, flip=True)
@@ -118,7 +116,9 @@ def contenders(subject: Subject, setting: Setting, scratch: Path) -> dict[str, E
         found["memory"] = _ours(in_memory(arrays, augmentation, setting.device, torch.float32), setting)
     found["ffcv"] = _ours(_prepared(subject, setting, scratch), setting)
     found["folder"] = _ours(_folder(subject, setting), setting)
-    found["mock"] = found["mock_again"] = _mock(next(found["folder"]()), setting, len(subject.rows))
+    batch = next(found["folder"]())
+    # The same batch again and again: no loader can be faster.
+    found["mock"] = found["mock_again"] = lambda: itertools.repeat(batch, len(subject.rows) // setting.batch_size)
     return found
 
 
@@ -137,11 +137,12 @@ def _folder(subject: Subject, setting: Setting) -> Opened:
     source, size = subject.source, subject.geometry.size
     finish = Finish(source.mean, source.std, setting.device, torch.float32)
     store = FolderStore(source.parts, subject.geometry, finish, setting.workers)
-    return Opened(store, _labels(source), len(source.classes), (3, size, size), "benchmark")
+    labels = {name: part.labels for name, part in source.parts.items()}
+    return Opened(store, labels, len(source.classes), (3, size, size), "benchmark")
 
 
 def _prepared(subject: Subject, setting: Setting, scratch: Path) -> Opened:
-    """The same images as prepare stores them by default: of fixed size as pixels, photographs half as JPEG."""
+    """The same images as `prepare` stores them by default: of fixed size as pixels, photographs half as JPEG."""
     kind = "images" if subject.fixed else "imagenet"
     size = subject.geometry.size
     job = Job(kind, subject.source, storage(kind, image_size=size if subject.fixed else None))
@@ -152,12 +153,8 @@ def _prepared(subject: Subject, setting: Setting, scratch: Path) -> Opened:
     return Opened(store, {n: f.labels for n, f in files.items()}, len(found.classes), (3, size, size), "benchmark")
 
 
-def _labels(source: Source) -> dict[str, Tensor]:
-    return {name: part.labels for name, part in source.parts.items()}
-
-
 def _torchvision(subject: Subject, setting: Setting) -> Epoch:
-    """ImageFolder and DataLoader as torchvision's own examples put them together."""
+    """ImageFolder and DataLoader as in torchvision's own examples."""
     size = subject.geometry.size
     crop = transforms.RandomCrop(size, padding=4) if subject.fixed else transforms.RandomResizedCrop(size)
     normalise = transforms.Normalize(subject.source.mean, subject.source.std)
@@ -179,39 +176,34 @@ def _torchvision(subject: Subject, setting: Setting) -> Epoch:
     return epoch
 
 
-def _mock(batch: Images, setting: Setting, num: int) -> Epoch:
-    """The same batch again and again: what no loader can be faster than."""
-    return lambda: itertools.repeat(batch, num // setting.batch_size)
-
-
-def measure(subject: Subject, setting: Setting, scratch: Path) -> list[dict[str, Any]]:
-    """A row for each loader; all of them take turns, so that a busy machine is as busy for each."""
+def measure(subject: Subject, setting: Setting, scratch: Path) -> list[Row]:
+    """A row for each loader. They take turns, so that all of them see the machine equally busy."""
     epochs = contenders(subject, setting, scratch)
     loading: dict[str, list[float]] = {name: [] for name in epochs}
     training: dict[str, list[tuple[float, float]]] = {name: [] for name in epochs}
     trainee = Trainee(subject, setting)
     for turn in range(setting.rounds + 1):  # the first is a warm-up
-        for name in _rotated(list(epochs), turn):
+        names = list(epochs)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rate = load(epochs[name], setting)
             rates = trainee.train(epochs[name]())
             if turn:
                 loading[name].append(rate)
                 training[name].append(rates)
-    return [_row(subject, setting, name, loading, training) for name in epochs]
+    return rows(subject, setting, loading, training)
 
 
 def load(epoch: Epoch, setting: Setting) -> float:
-    """Images per second of a whole epoch, from the call on."""
-    start, num = time.perf_counter(), 0
+    """Images per second of a whole epoch; starting the loader counts."""
+    now = wall_clock(setting.device)
+    start, num = now(), 0
     for images, _ in epoch():
         num += len(images)
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize(setting.device)
-    return num / (time.perf_counter() - start)
+    return num / (now() - start)
 
 
 class Trainee:
-    """A network in training, whatever gives it images."""
+    """A network in training that takes its images from any loader."""
 
     def __init__(self, subject: Subject, setting: Setting) -> None:
         torch.manual_seed(0)
@@ -221,10 +213,11 @@ class Trainee:
         self._setting = setting
 
     def train(self, batches: Iterator[Images]) -> tuple[float, float]:
-        """Images per second of some steps, and the share of their time in which they waited for the next batch.
+        """Images per second of some steps, and the share of their time spent waiting for the next batch.
 
         The first step is not counted: it waits for the loader to start.
         """
+        now = wall_clock(self._setting.device)
         wait, start = 0.0, 0.0
         for step in range(self._setting.steps + 1):
             before = time.perf_counter()
@@ -233,8 +226,8 @@ class Trainee:
                 wait += time.perf_counter() - before
             self._step(images, labels)
             if not step:
-                start = self._now()
-        seconds = self._now() - start
+                start = now()
+        seconds = now() - start
         if hasattr(batches, "close"):
             batches.close()  # pyright: ignore[reportAttributeAccessIssue]
         return self._setting.steps * self._setting.batch_size / seconds, wait / seconds
@@ -245,48 +238,33 @@ class Trainee:
         loss.backward()
         self._optimizer.step()
 
-    def _now(self) -> float:
-        if self._setting.device.type == "cuda":
-            torch.cuda.synchronize(self._setting.device)
-        return time.perf_counter()
 
-
-def _row(
+def rows(
     subject: Subject,
     setting: Setting,
-    name: str,
     loading: dict[str, list[float]],
     training: dict[str, list[tuple[float, float]]],
-) -> dict[str, Any]:
-    rates = {loader: [rate for rate, _ in found] for loader, found in training.items()}
-    found = environment(setting.device)
-    return {
-        "benchmark": "loaders",
-        "data": subject.name,
-        "loader": name,
-        "images_per_second": statistics.median(loading[name]),
-        "workers": setting.workers,
-        "ratio_to_torchvision": _median_ratio(loading[name], loading["torchvision"]),
-        "training_images_per_second": statistics.median(rates[name]),
-        "training_ratio_to_mock": _median_ratio(rates[name], rates["mock"]),
-        "noise_floor": noise_floor(ratios(rates["mock_again"], rates["mock"])),
-        "data_wait": statistics.median(wait for _, wait in training[name]),
-        "images": len(subject.rows),
-        "image_size": subject.geometry.size,
-        "batch_size": setting.batch_size,
-        "model": subject.model,
-        "rounds": setting.rounds,
-        "device": setting.device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hardware": found["hardware"],
-    }
-
-
-def _median_ratio(own: Sequence[float], other: Iterable[float]) -> float:
-    """Of the same rounds: two medians may be of different minutes of a busy machine."""
-    return statistics.median(a / b for a, b in zip(own, other, strict=True))
-
-
-def _rotated(names: list[str], turn: int) -> list[str]:
-    return names[turn % len(names) :] + names[: turn % len(names)]
+) -> list[Row]:
+    """What `measure` returns. Ratios are medians over rounds, of images per second in the same round."""
+    rates = {name: [rate for rate, _ in found] for name, found in training.items()}
+    return [
+        {
+            "benchmark": "loaders",
+            "data": subject.name,
+            "loader": name,
+            "images_per_second": statistics.median(own),
+            "workers": setting.workers,
+            "ratio_to_torchvision": median_ratio(own, loading["torchvision"]),
+            "training_images_per_second": statistics.median(rates[name]),
+            "training_ratio_to_mock": median_ratio(rates[name], rates["mock"]),
+            "noise_floor": noise_floor(ratios(rates["mock_again"], rates["mock"])),
+            "data_wait": statistics.median(wait for _, wait in training[name]),
+            "images": len(subject.rows),
+            "image_size": subject.geometry.size,
+            "batch_size": setting.batch_size,
+            "model": subject.model,
+            "rounds": setting.rounds,
+            **machine(setting.device),
+        }
+        for name, own in loading.items()
+    ]

@@ -1,223 +1,298 @@
-"""How long a recipe takes on N GPUs, and what it costs, from what is measured here and now on one.
-
-python benchmarks/plan.py RECIPE [--gpus N [N ...]] [--price P] [OPTIONS] [the recipe's own options]
+"""How long a recipe takes on N GPUs, and what it costs, from a few steps timed on this device.
 
     python benchmarks/plan.py imagenet_epsd --gpus 8 --data.root DIR --price 2.5
     python benchmarks/plan.py imagenet_dense --gpus 8 16 --gpus-per-host 8 --bandwidth 12 --latency 20 --schedule ffcv16
-    python benchmarks/plan.py cifar100_prune_then_distill --gpus 1 2 4 --json >measured.json
-    python benchmarks/plan.py cifar100_prune_then_distill --gpus 1 2 4 --measured measured.json --price 1.2
 
-It goes through the recipe's method without training, teachers and controls included, and times on this device what it
-finds: a step of each training with the images that one of N GPUs gets, an evaluation, the scoring, a checkpoint, the
-loader on the data, and an all-reduce between two processes or GPUs of this machine. The model that makes hours on N
-GPUs of it is written out in docs/scaling.md, with what it leaves out. Nothing else is assumed: without --price no cost
-is printed, without a bandwidth (measured or given) only a lower bound.
+The recipe's method runs in a session that trains nothing (DryRun). So the method itself says which trainings, scorings
+and evaluations it consists of, teachers and controls included, each once. Each of them is timed on this device.
+docs/scaling.md has the model that turns these times into hours on N GPUs, and what it leaves out.
 
-The data need not be there: then the official counts are used, and the loader is taken never to be waited for, which the
-answer says. Options of the recipe: python pipelines/run.py RECIPE --help. A GPU is a process where there is none.
+If the data are missing, the official counts and random pixels are used. Without a GPU, CPU processes take the place of
+GPUs. Options that are not listed are the recipe's own: python pipelines/run.py RECIPE --help.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
+from torch import nn
 
-from benchmarks.planning import measure
-from benchmarks.planning.data import Counts, Found, find
-from benchmarks.planning.links import measure_link
-from benchmarks.planning.meter import Meter, Setting
-from benchmarks.planning.model import Act, Link, Measured, Place, Train
-from benchmarks.planning.rehearsal import Theatre
-from benchmarks.planning.report import notes, report, show
+from benchmarks.stand_in import even, even_result, open_data
+from benchmarks.timing import Row, all_reduce_seconds, machine, mean_seconds, wall_clock
+from benchmarks.training_steps import seconds_per_step
+from cluster.worker import Worker
+from compression import gates
+from compression.batch import Batch
 from compression.choose import choose
+from compression.cost import count_flops, latency
+from compression.masks import Masks
+from compression.objectives import Objective
 from pipelines import cli
-from pipelines.data.config import Data
-from pipelines.execute import environment
+from pipelines.data.config import Digits
+from pipelines.evaluation import autocast
+from pipelines.experiment import Experiment, Placement, Training
 from pipelines.recipes import RECIPES
 from pipelines.run import recipes
+from pipelines.run_folder import RunFolder
+from pipelines.session import ExperimentSession
+from pipelines.teachers import with_data_of
 
-WIDTH = 120
-"""Of the tables where no terminal has one."""
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that DistributedDataParallel sends in one message."""
 
-POSITIVE = (
-    "gpus_per_host",
-    "batch_per_gpu",
-    "price",
-    "bandwidth",
-    "loader_rate",
-    "seconds",
-    "train_images",
-    "test_images",
-    "classes",
-)
+
+def ring_seconds(num_bytes: int, gpus: int, bandwidth: float, delay: float) -> float:
+    """An all-reduce: each device sends 2 (N-1)/N of the bytes, in 2 (N-1) messages for each bucket (`delay` each)."""
+    messages = 2 * (gpus - 1) * math.ceil(num_bytes / BUCKET_BYTES)
+    return 2 * (gpus - 1) / gpus * num_bytes / bandwidth + messages * delay
+
+
+@dataclass
+class Plan:
+    """Times what runs consist of. parts: a row for each training, stage and evaluation; notes: the assumptions."""
+
+    options: argparse.Namespace
+    device: torch.device
+    loader_workers: int
+    parts: list[Row] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    _networks: dict[str, nn.Module] = field(default_factory=dict)
+    _measured: dict[Any, float] = field(default_factory=dict)
+
+    def run(self, experiment: Experiment) -> nn.Module:
+        """Go through a run, if that was not done before; the network that it would leave, untrained."""
+        if experiment.identity not in self._networks:
+            session = DryRun(experiment, self)
+            model = experiment.method.run(session)
+            session.evaluate(model, "test")
+            self._networks[experiment.identity] = model
+        return self._networks[experiment.identity]
+
+    def once(self, what: str, key: Any, measure: Callable[[], float]) -> float:
+        """The result of `measure`, which runs once for each key."""
+        if (what, key) not in self._measured:
+            print(f"timing {what}", file=sys.stderr)
+            self._measured[what, key] = measure()
+        return self._measured[what, key]
+
+    def all_reduce(self, num_bytes: int, gpus: int) -> float:
+        """Seconds on so many devices, by the options or as timed between two of this machine."""
+        bandwidth = self.options.bandwidth * 1e9
+        if gpus > 1 and not bandwidth:
+            if torch.cuda.device_count() == 1:
+                self.notes["hours are without communication, as this machine has one GPU: give --bandwidth"] = None
+                return 0.0
+            what = f"an all-reduce of {num_bytes:,} bytes"
+            bandwidth = num_bytes / self.once(what, None, lambda: all_reduce_seconds(num_bytes))
+        return ring_seconds(num_bytes, gpus, bandwidth or math.inf, self.options.latency * 1e-6)
+
+
+class DryRun(ExperimentSession):
+    """The session of one run: it trains nothing, but times each training, stage and evaluation for a plan.
+
+    An untrained network cannot say which of its weights will survive. So every layer is taken to lose the same share:
+    weights and scores are random values with the same distribution in every layer.
+    """
+
+    def __init__(self, experiment: Experiment, plan: Plan) -> None:
+        loader, note = open_data(experiment, plan.device, plan.loader_workers, plan.options.counts)
+        worker, folder = Worker(0, 1, plan.device, None, lambda event: None), RunFolder(Path("unused"), "plan")
+
+        def teacher(_: Any, asked: Experiment) -> nn.Module:
+            return plan.run(with_data_of(experiment, asked))
+
+        super().__init__(experiment, Placement(), worker, loader, folder, teacher)
+        self.plan, self.random_pixels = plan, note is not None
+        plan.notes |= {note: None} if note else {}
+        self._images = (0, 0)
+        """In the batches for the next stage: that it asked for, and that it is timed on."""
+
+    def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
+        model = super().model(spec)
+        for weight in (p for p in model.parameters() if p.dim() > 1):
+            weight.data.copy_(torch.where(weight.data < 0, -0.01, 0.01) * even(weight))
+        return model
+
+    def batches(self, objective: Objective, num: int, size: int | None = None) -> Sequence[Batch]:
+        asked = size or self.experiment.training.batch_size
+        self.loader.steps_per_epoch(asked)  # an error if there are fewer images
+        self._images = asked, max(asked // max(self.plan.options.gpus), min(asked, 2))
+        return super().batches(objective, num, self._images[1])
+
+    def stage(self, name: str, fn: Callable[[], Any]) -> Any:
+        (asked, given), self._images = self._images, (0, 0)
+        now = wall_clock(self.device)
+        start = now()
+        result, _ = count_flops(fn)  # as in a run
+        seconds = (now() - start) * (asked / given if given else 1)
+        if given < asked:
+            self.plan.notes[f"{name}: timed on {given} of {asked} images; the time of all is in proportion"] = None
+        self._add(name, lambda gpus: seconds)
+        return even_result(result) if given else result
+
+    def train(
+        self,
+        name: str,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        masks: Masks | None = None,
+        schedule: Training | None = None,
+        epochs: range | None = None,
+        param_groups: Sequence[dict[str, Any]] | None = None,
+    ) -> nn.Module:
+        settings = schedule or self.experiment.training
+        epochs = range(settings.epochs) if epochs is None else epochs
+        steps = self.loader.steps_per_epoch(settings.batch_size)
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        sizes = [self.loader.size_at(epoch / settings.epochs) for epoch in epochs]
+        last = dict(zip(sizes, epochs, strict=True))
+
+        def step(gpus: int, size: int | None) -> float:
+            share, rest = divmod(settings.batch_size, gpus)
+            if rest:
+                raise ValueError(f"batch_size {settings.batch_size} does not divide by {gpus} GPUs")
+            still = replace(settings, batch_size=share, optimizer=replace(settings.optimizer, lr=1e-6))
+            how = {"masks": masks, "schedule": still, "epochs": range(last[size], last[size] + 1)}
+            compute = self.plan.once(
+                f"a step on {share} images of {size or self.info.input_shape[1]} px",
+                (model, objective, masks is None, still),
+                lambda: seconds_per_step(self, self.plan.options.seconds, model, objective, param_groups, **how),
+            )
+            reading = self._reading(settings.batch_size, gpus, objective.needs, last[size] / settings.epochs)
+            return max(compute + self.plan.all_reduce(num_bytes, gpus), reading)
+
+        def seconds(gpus: int) -> float:
+            training = sum(step(gpus, size) * steps for size in sizes)
+            return training + len(epochs) * self._evaluation(model, "val", settings, gpus)
+
+        if epochs:
+            self._add(name, seconds, epochs=len(epochs), steps=len(epochs) * steps, gradient_bytes=num_bytes)
+        (masks or Masks({})).attach(model).close()  # after a training pruned weights are zero
+        for gate in gates.gate_parameters(model):
+            gate.data = even(gate)
+        return model
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        self._add(split, lambda gpus: self._evaluation(model, split, self.experiment.training, gpus))
+        return {}
+
+    def _evaluation(self, model: nn.Module, split: str, settings: Training, gpus: int) -> float:
+        share, num = max(settings.batch_size // gpus, 1), self.info.sizes[split]
+        with autocast(settings, self.device):
+            of = model, self.info.input_shape, (share,), self.plan.options.seconds / 4
+            forward = self.plan.once(f"an evaluation of {share} images", model, lambda: latency(*of)[share])
+        return max(forward * num / share / gpus, self._reading(num, gpus, frozenset(), 1.0))
+
+    def _reading(self, images: int, gpus: int, needs: frozenset[str], progress: float) -> float:
+        """Seconds in which the hosts read and decode so many images. Reading from memory is part of a step."""
+        options, data, num = self.plan.options, self.experiment.data, min(64, self.info.sizes["train"] // 2)
+        if isinstance(data, Digits) or data.backend == "memory" or (self.random_pixels and not options.loader_rate):
+            return 0.0
+        per_host = images / math.ceil(gpus / (options.gpus_per_host or gpus))
+        if options.loader_rate:
+            return per_host * (1 + len(needs - {"index"})) / options.loader_rate
+        batches = self.loader.epoch("timed", 0, num, needs, progress=progress)
+        what, key = f"the loader of {data.label}", (needs, self.loader.size_at(progress))
+        return per_host * self.plan.once(what, key, lambda: mean_seconds(batches, options.seconds)) / num
+
+    def _add(self, stage: str, seconds: Callable[[int], float], **more: Any) -> None:
+        on = {str(gpus): seconds(gpus) for gpus in self.plan.options.gpus}
+        self.plan.parts.append({"run": self.experiment.name, "stage": stage, **more, "seconds": on})
+
+
+def make(options: argparse.Namespace, command: cli.Command) -> Row:
+    """The plan of a command as one JSON object."""
+    if command.placement.strategy == "deepspeed":
+        raise ValueError("--strategy deepspeed cannot be planned, as ZeRO communicates in another way: plan for ddp")
+    torch.set_num_threads(command.placement.threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    workers = command.placement.loader_workers
+    plan = Plan(options, device, min(8 * max(options.gpus), os.cpu_count() or 1) if workers is None else workers)
+    experiments = [command.experiment, *(cli.controls(command.experiment) if command.controls else [])]
+    for experiment in experiments:
+        plan.run(experiment)
+    hours = {gpus: sum(part["seconds"][str(gpus)] for part in plan.parts) / 3600 for gpus in options.gpus}
+    least = options.gpus[0] * hours[options.gpus[0]]
+    plans = [{"gpus": gpus, "hours": hours[gpus], "efficiency": least / gpus / hours[gpus]} for gpus in hours]
+    for row in plans if options.price else []:
+        row["cost"] = row["hours"] * row["gpus"] * options.price
+    names = [{"name": e.name, "identity": e.identity} for e in experiments]
+    found = {"recipe": options.recipe, "experiments": names, "plans": plans, "parts": plan.parts}
+    return found | {"notes": [*plan.notes]} | machine(device)
+
+
+def show(plan: Row, console: Console) -> None:
+    """A table of what the runs consist of, and the totals."""
+    gpus = [str(row["gpus"]) for row in plan["plans"]]
+    table = Table("run", "stage", "epochs", "steps", *(f"{n} GPUs" for n in gpus), title=plan["recipe"])
+    for part in plan["parts"]:
+        counts, seconds = [str(part.get(key, "")) for key in ("epochs", "steps")], part["seconds"]
+        table.add_row(part["run"], part["stage"], *counts, *(str(timedelta(seconds=round(seconds[n]))) for n in gpus))
+    table.add_section()
+    for key, form in {"hours": ".3g", "efficiency": ".0%", "cost": ",.2f"}.items():
+        if key in plan["plans"][0]:
+            table.add_row("all", key, "", "", *(format(row[key], form) for row in plan["plans"]))
+    console.print(table)
+    for note in [f"timed on {plan['hardware']}, torch {plan['torch']}", *plan["notes"]]:
+        console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when planned, 2 for what the user has to correct."""
+    """0 when planned, 2 for an error that the user has to correct."""
     options, of_recipe = _parser().parse_known_args(argv)
-    errors = Console(stderr=True)
+    counts = options.classes, options.train_images, options.test_images
+    options.counts, options.gpus = None if None in counts else counts, sorted(set(options.gpus))
     try:
-        _check(options)
+        if options.counts is None and any(counts):
+            raise ValueError("--classes, --train-images and --test-images go together: give all three, or none")
         command = cli.parse(choose("recipe", options.recipe, RECIPES), of_recipe, f"plan.py {options.recipe}")
-        plan = make(
-            options,
-            command,
-            lambda text: errors.print(f"measuring {text}", style="dim", highlight=False, markup=False, soft_wrap=True),
-        )
-    except (ValueError, OSError) as error:
+        plan = make(options, command)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         cli.complain(f"error: {error}")
         return 2
     if options.json:
         print(json.dumps(plan, indent=1))
     else:
-        show(plan, Console(width=None if sys.stdout.isatty() else WIDTH))
+        show(plan, Console())
     return 0
 
 
-def make(options: argparse.Namespace, command: cli.Command, say: Callable[[str], None]) -> dict[str, Any]:
-    """The plan of a command as one JSON object."""
-    if command.placement.strategy == "deepspeed":
-        raise ValueError("the model is that of --strategy ddp; what ZeRO's exchange takes is not in it")
-    torch.set_num_threads(command.placement.threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    experiments = [command.experiment, *(cli.controls(command.experiment) if command.controls else [])]
-    gpus = tuple(sorted({1, *options.gpus}))
-    measured, fixed = Measured(_device_name(device)), False
-    if options.measured is not None:
-        measured, fixed = read(options.measured), True
-    precision = command.experiment.training.precision
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    decoders = _decoders(options, command)
-    data: dict[str, Found] = {}
-
-    def found(config: Data) -> Found:
-        data[config.label] = find(config, device, dtype, decoders, _counts(options))
-        return data[config.label]
-
-    with measure.scratch(command.placement.storage) as folder:
-        setting = Setting(
-            gpus,
-            options.batch_per_gpu,
-            options.seconds,
-            options.loader_rate is not None,
-            device,
-            folder,
-        )
-        meter = Meter(setting, measured, fixed, say)
-        theatre = Theatre(meter, found, device)
-        for experiment in experiments:
-            theatre.rehearse(experiment)
-    no_link = _find_link(options, measured, meter.acts, fixed, say) if max(gpus) > 1 else None
-    places = [_place(options, measured, number) for number in gpus]
-    told = notes(options, measured, meter.acts, data, no_link)
-    return {
-        "recipe": options.recipe,
-        "experiments": [{"name": e.name, "identity": e.identity} for e in experiments],
-        "notes": told,
-        **report(meter.acts, places, measured, options.price),
-        "measured": dataclasses.asdict(measured),
-    }
-
-
-def read(path: Path) -> Measured:
-    """What a plan that --json wrote stands on. ValueError: the file is something else."""
-    try:
-        return Measured.of_json(json.loads(path.read_text())["measured"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no plan that --json wrote ({type(error).__name__}: {error})") from error
-
-
-def _find_link(
-    options: argparse.Namespace, measured: Measured, acts: Sequence[Act], fixed: bool, say: Callable[[str], None]
-) -> str | None:
-    """Set the link between devices: given, known already, or measured here. Why there is none, where there is not."""
-    if options.bandwidth is not None:
-        measured.link = Link(options.latency * 1e-6, options.bandwidth * 1e9)
-        return None
-    if measured.link is not None:
-        return None
-    if fixed:
-        return "the measurements that were given do not hold it: give --bandwidth"
-    sizes = [act.gradient_bytes for act in acts if isinstance(act, Train)]
-    if not sizes:
-        return None
-    say("all-reduce between two of this machine")
-    try:
-        measured.link = measure_link(max(sizes))
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _place(options: argparse.Namespace, measured: Measured, gpus: int) -> Place:
-    hosts = 1 if options.gpus_per_host is None else -(-gpus // options.gpus_per_host)
-    return Place(gpus, hosts, measured.link, options.loader_rate)
-
-
-def _decoders(options: argparse.Namespace, command: cli.Command) -> int:
-    """Processes or threads that decode on one host: each device's own, but no more than there are cores here."""
-    cores = os.cpu_count() or 1
-    each = command.placement.loader_workers
-    per_host = min(options.gpus_per_host or max(options.gpus), max(options.gpus))
-    return min(cores, per_host * (min(8, cores) if each is None else each))
-
-
-def _counts(options: argparse.Namespace) -> Counts | None:
-    given = (options.classes, options.train_images, options.test_images)
-    if all(value is None for value in given):
-        return None
-    if any(value is None for value in given):
-        raise ValueError("--train-images, --test-images and --classes go together: give all three, or none")
-    return Counts(*given)
-
-
-def _device_name(device: torch.device) -> str:
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{environment(device)['hardware']}{threads}, torch {torch.__version__}"
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name in POSITIVE:
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    if min(options.gpus) < 1:
-        raise ValueError(f"--gpus must be 1 or more, not {min(options.gpus)}")
-    if options.bandwidth is None and options.latency is not None:
-        raise ValueError("--latency goes with --bandwidth: give both, or none for the two to be measured here")
-    if options.bandwidth is not None and (options.latency is None or options.latency < 0):
-        raise ValueError("--bandwidth goes with --latency in microseconds (0 or more): give both")
-
-
 def _parser() -> argparse.ArgumentParser:
-    epilog = f"recipes:\n{recipes()}"
+    def positive(text: str) -> float:
+        if not float(text) > 0:
+            raise argparse.ArgumentTypeError("must be above 0")
+        return float(text) if "." in text else int(text)
+
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "plan.py", description=__doc__, epilog=epilog, formatter_class=layout, allow_abbrev=False
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="by name, as pipelines/run.py has it")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1], metavar="N", help="how many; several: a line each")
-    parser.add_argument("--gpus-per-host", type=int, metavar="G", help="of one machine, which has one loader's rate")
-    parser.add_argument("--price", type=float, metavar="P", help="of one GPU for an hour, in any currency")
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the slowest link of the ring, one way")
-    parser.add_argument("--latency", type=float, metavar="US", help="of a message between two GPUs, in microseconds")
-    parser.add_argument("--loader-rate", type=float, metavar="R", help="images per second that one host reads")
-    parser.add_argument("--batch-per-gpu", type=int, metavar="B", help="most images at once in what is measured")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for each measurement, about (10)")
-    parser.add_argument("--train-images", type=int, metavar="N", help="where the data are not there: how many, before")
-    parser.add_argument("--test-images", type=int, metavar="N", help="validation is held out of train's; how many test")
-    parser.add_argument("--classes", type=int, metavar="N", help="and how many classes")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="measure nothing: take what --json wrote there")
-    parser.add_argument("--json", action="store_true", help="the plan and all measurements as one JSON object")
+    parser = argparse.ArgumentParser("plan.py", description=__doc__, epilog=recipes(), formatter_class=layout)
+    parser.add_argument("recipe", metavar="RECIPE", help="by name")
+    parser.add_argument("--gpus", type=positive, nargs="+", default=[1], metavar="N", help="several: a column each")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    for name, default, what in (
+        ("--price", None, "of one GPU for an hour, in any currency"),
+        ("--seconds", 5.0, "for each measurement, about (5)"),
+        ("--gpus-per-host", None, "each host reads its share of the data; without it all GPUs are in one host"),
+        ("--bandwidth", 0.0, "of the slowest link between GPUs, in GB/s one way; without it, it is measured here"),
+        ("--latency", 0.0, "of a message between two GPUs, in microseconds; goes with --bandwidth"),
+        ("--loader-rate", None, "images per second that a host reads and decodes; without it, it is measured here"),
+        ("--train-images", None, "if the data are missing: images, before validation is held out"),
+        ("--test-images", None, "and test images"),
+        ("--classes", None, "and classes"),
+    ):
+        parser.add_argument(name, type=positive, default=default, metavar="N", help=what)
     return parser
 
 

@@ -1,51 +1,37 @@
-"""What Ray Train adds to a training: the same loop under plain torch.distributed and under Ray, taking turns."""
+"""What Ray Train adds to a training: the same loop in local processes and under Ray Train, in turns."""
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import os
-import statistics
+import queue
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
-from benchmarks.timing import interleaved, noise_floor, ratios
-from benchmarks.training_steps import Row, enlarged_digits, no_teacher, open_digits
-from benchmarks.turns import Team, Turns, cpu_seconds
+from benchmarks.timing import Row, interleaved, step_rows
+from benchmarks.training_steps import dense_session, enlarged_digits, train_with_pauses
+from cluster.environment import environment as variables
 from cluster.group import Group
+from cluster.launch import launch
 from cluster.worker import Worker
-from compression.batch import Batch
-from compression.methods import Dense
-from pipelines.data.config import Digits
-from pipelines.data.loader import Loader
-from pipelines.data.loading.views import Opened
+from compression.objectives import CrossEntropy
 from pipelines.execute import environment
-from pipelines.experiment import Experiment, Placement, Training
-from pipelines.optimizers import SGD
-from pipelines.run_folder import RunFolder
-from pipelines.session import ExperimentSession
 
 LAUNCHERS: dict[str, Literal["local", "ray"]] = {"local": "local", "local_again": "local", "ray": "ray"}
-"""What is measured -> its launcher. The second local group says how far apart two equal things come out."""
-
-ENDLESS = 10**9
-"""Steps of the one epoch: the driver decides when it ends."""
-
-PATIENCE = 300.0
-"""Seconds after which a group whose workers do not answer each other ends."""
+"""What is measured -> its launcher. The second local group shows how far apart two equal things come out."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One measurement: `rounds` turns of `steps` training steps for each group of `workers` processes.
+    """`rounds` turns of `steps` training steps for each group of `workers` processes.
 
     batch_size: images per step over all workers of a group. size: of the images, in pixels.
     """
@@ -58,197 +44,109 @@ class Setting:
     steps: int
     device: torch.device
 
-    @property
-    def experiment(self) -> Experiment:
-        """What each group trains. ValueError: there is no such model."""
-        return Experiment(Dense(), self.model, Digits(), Training(1, self.batch_size, SGD(lr=0.01)))
+
+def body(task: tuple[Setting, Path], worker: Worker) -> None:
+    """Train. After the first step and after each turn tell the driver how long it took, and wait for the next turn."""
+    setting, folder = task
+    worker.emit({"kind": "began"})
+    turns = (folder / "turns").open("rb", buffering=0) if worker.rank == 0 else None
+    began = time.perf_counter()
+
+    def wait_for_others() -> None:
+        if worker.device.type == "cuda":
+            torch.cuda.synchronize(worker.device)
+        if worker.control is not None:
+            dist.barrier(group=worker.control)
+
+    def next_turn() -> bool:
+        nonlocal began
+        wait_for_others()
+        word = torch.zeros(1, dtype=torch.int32)
+        if turns is not None:
+            worker.emit({"kind": "turn", "seconds": time.perf_counter() - began})
+            word[0] = len(turns.read(1))  # nothing if the driver has closed the pipe, or has died
+        if worker.control is not None:
+            dist.broadcast(word, 0, group=worker.control)
+        wait_for_others()
+        began = time.perf_counter()
+        return bool(word)
+
+    images = enlarged_digits(setting.size, worker.device)
+    session = dense_session(setting.model, setting.batch_size, images, worker, folder)
+    train_with_pauses(session, setting.steps, next_turn, session.model(), CrossEntropy())
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the workers of one group are given."""
+class Team:
+    """The driver's side of one group, launched by a thread. It has done its first step and waits for a turn.
 
-    setting: Setting
-    storage: str
-
-
-class InTurns(Loader):
-    """Batches of the training split without end, of which each turn gives out some: the loop that asks for them waits.
-
-    Ends by `NoMoreTurns`, so that nothing follows that a training does at the end of an epoch.
+    startup_seconds, first_step_seconds: from the launch to a worker's first event, and to the end of the first step.
+    elapsed: seconds of its turns so far. ChildProcessError, here and in `turn`: the group has failed.
     """
 
-    def __init__(self, opened: Opened, turns: Turns, steps: int) -> None:
-        super().__init__(opened, val_fraction=0, seed=0)
-        self._whole = Loader(opened, val_fraction=0, seed=0)
-        self._turns, self._steps = turns, steps
+    elapsed = 0.0
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return ENDLESS
+    def __init__(self, name: str, setting: Setting, folder: Path) -> None:
+        folder.mkdir()
+        os.mkfifo(folder / "turns")
+        self._turns = os.open(folder / "turns", os.O_RDWR)  # for reading too: that does not wait for the worker
+        self._name, self._messages = name, queue.SimpleQueue()
+        launched = time.perf_counter()
+        self._thread = threading.Thread(target=self._launch, args=(setting, folder), name=name, daemon=True)
+        self._thread.start()
+        self.startup_seconds = self._wait_for("began")[0] - launched
+        self.first_step_seconds = self._wait_for("turn")[0] - launched
 
-    def batches(self, *args: Any, **options: Any) -> list[Batch]:
-        return self._whole.batches(*args, **options)
+    def turn(self) -> None:
+        """Let the group train for `steps` steps."""
+        os.write(self._turns, b"!")
+        self.elapsed += self._wait_for("turn")[1]
 
-    def epoch(self, stage: str, epoch: int, *args: Any, **options: Any) -> Iterator[Batch]:
-        whole = (self._whole.epoch(stage, number, *args, **options) for number in itertools.count())
-        batches = itertools.chain.from_iterable(whole)
-        yield next(batches)
-        self._turns.first_step_done()
-        while self._turns.begin():
-            yield from itertools.islice(batches, self._steps)
-            self._turns.end()
-        raise NoMoreTurns
+    def close(self) -> None:
+        """No more turns; wait until the group has ended."""
+        os.close(self._turns)
+        self._thread.join(timeout=60)
 
+    def _launch(self, setting: Setting, folder: Path) -> None:
+        def on_event(number: int, event: dict[str, Any]) -> None:
+            self._messages.put((event["kind"], time.perf_counter(), event.get("seconds", 0.0)))
 
-class NoMoreTurns(Exception):
-    """The measurement is over."""
+        try:
+            group = Group(storage=str(folder), launcher=LAUNCHERS[self._name], workers=setting.workers, timeout=300.0)
+            [outcome] = launch(body, [(setting, folder)], group, on_event)
+            error = f"{outcome.error}\n{outcome.traceback or ''}"
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        self._messages.put(("ended", 0.0, error))
 
-
-def body(task: Task, worker: Worker) -> None:
-    """Train as any experiment does (`pipelines.training.train`), a turn at a time."""
-    turns = Turns(task.storage, worker)
-    setting = task.setting
-    loader = InTurns(enlarged_digits(setting.size, worker.device), turns, setting.steps)
-    experiment = setting.experiment
-    folder = RunFolder(Path(task.storage), experiment.identity)
-    run = ExperimentSession(experiment, Placement(storage=task.storage), worker, loader, folder, no_teacher)
-    with suppress(NoMoreTurns):
-        experiment.method.run(run)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Seconds from the launch of a group to its first worker's first event, and to the end of its first step."""
-
-    startup_seconds: float
-    first_step_seconds: float
-
-
-class Contest:
-    """Groups that take turns. starts: of each, alone on the machine but for groups that were waiting by then."""
-
-    def __init__(self, teams: Mapping[str, Team], starts: Mapping[str, Start]) -> None:
-        self.starts = starts
-        self._teams = teams
-        self._seconds = 0.0
-        self._waited = dict.fromkeys(teams, 0.0)
-        self._used = dict.fromkeys(teams, 0.0)
-
-    def rounds(self, num: int) -> dict[str, list[float]]:
-        """Seconds of each group's turn in each of `num` rounds, in the order of `timing.interleaved`."""
-        # A clock that stands still between the turns: handing them over is no part of a training.
-        return interleaved({name: partial(self._turn, name) for name in self._teams}, num, lambda: self._seconds)
-
-    def background(self) -> dict[str, float]:
-        """CPU seconds per second that each group's processes have used while another one had its turn.
-
-        The turns hide this: beside a group that trains alone, Ray's daemons would take it from the training where no
-        core is free.
-        """
-        return {name: used / self._waited[name] for name, used in self._used.items()}
-
-    def _turn(self, name: str) -> None:
-        waiting = [other for other in self._teams if other != name]
-        before, began = self._cpu_seconds(), time.perf_counter()
-        self._seconds += self._teams[name].turn()
-        elapsed, after = time.perf_counter() - began, self._cpu_seconds()
-        for other in waiting:
-            self._waited[other] += elapsed
-            self._used[other] += after[other] - before[other]
-
-    def _cpu_seconds(self) -> dict[str, float]:
-        used = cpu_seconds(team.pid for team in self._teams.values())
-        return {name: used[team.pid] for name, team in self._teams.items()}
-
-
-@contextmanager
-def contest(setting: Setting) -> Iterator[Contest]:
-    """The groups of LAUNCHERS, started one after the other, each with its first step behind it; ended afterwards.
-
-    ValueError: what is asked for cannot be. ChildProcessError, here and in a turn: a group has failed.
-    """
-    check(setting)
-    # Without a look at them, the GPUs would be taken where there are some.
-    variables = {} if setting.device.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory(prefix="ray-overhead-") as folder, ExitStack() as stack:
-        teams, starts = {}, {}
-        for name, launcher in LAUNCHERS.items():
-            storage = Path(folder) / name
-            storage.mkdir()
-            group = Group(storage=str(storage), launcher=launcher, workers=setting.workers, timeout=PATIENCE)
-            team = Team(name, body, Task(setting, str(storage)), group, variables)
-            teams[name] = stack.enter_context(closing(team))
-            starts[name] = Start(*team.wait_for_first_step())
-        yield Contest(teams, starts)
-
-
-def check(setting: Setting) -> None:
-    """ValueError for what cannot be measured, before anything is started."""
-    if address := os.environ.get("RAY_ADDRESS"):
-        raise ValueError(
-            f"RAY_ADDRESS is {address}: the groups take turns on this machine, with a Ray that is started for them; "
-            "unset RAY_ADDRESS"
-        )
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError("ray is not installed: `make demo` installs it")
-    _ = setting.experiment  # refuses a model that is not there
-    digits = open_digits(setting.size, torch.device("cpu"))
-    digits.epoch("train", 0, setting.batch_size, frozenset(), world_size=setting.workers)
-    if setting.batch_size < 2 * setting.workers:
-        raise ValueError(
-            f"--batch-size {setting.batch_size} leaves less than two images to each of {setting.workers} workers, and "
-            f"BatchNorm needs two: use {2 * setting.workers} or more"
-        )
-    if setting.device.type == "cuda" and setting.workers > torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"--workers {setting.workers} needs as many GPUs, this machine has {count}: use --workers {count}"
-        )
+    def _wait_for(self, kind: str) -> tuple[float, float]:
+        """(when the next event of this kind came, the seconds in it)."""
+        while True:
+            found, when, content = self._messages.get()
+            if found == kind:
+                return when, content
+            if found == "ended":
+                raise ChildProcessError(f"the group {self._name} ended: {content}".rstrip())
 
 
 def measure(setting: Setting) -> list[Row]:
-    """A row for each of LAUNCHERS. Errors as in `contest`."""
-    with contest(setting) as groups:
-        seconds = groups.rounds(setting.rounds)
-        return rows(setting, seconds, groups.starts, groups.background())
+    """A row for each of LAUNCHERS. ValueError: there is another Ray; ChildProcessError: a group has failed."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        raise ValueError(f"RAY_ADDRESS is {address}, but this measures a Ray that it starts here: unset RAY_ADDRESS")
+    equal = {"RAY_worker_niceness": "0"}  # Ray's workers are nice by default, and lose on a busy machine
+    equal |= {} if setting.device.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, variables(equal), ExitStack() as stack:
+        teams = {n: stack.enter_context(closing(Team(n, setting, Path(folder) / n))) for n in LAUNCHERS}
+        turns = {name: team.turn for name, team in teams.items()}
+        seconds = interleaved(turns, setting.rounds, lambda: sum(team.elapsed for team in teams.values()))
+        return rows(setting, teams, seconds)
 
 
-def rows(
-    setting: Setting,
-    seconds: Mapping[str, Sequence[float]],
-    starts: Mapping[str, Start],
-    background: Mapping[str, float],
-) -> list[Row]:
-    """What `measure` returns, from the seconds of each group's turn in each round.
-
-    seconds_median: of one step, wall time. ratio: the median over rounds of the group's seconds by local's in the same
-    round. noise_floor: of the whole measurement, from the two local groups. background_cpu: `Contest.background`.
-    """
-    local = seconds["local"]
-    floor = noise_floor(ratios(seconds["local_again"], local))
-    found = environment(setting.device)
-    return [
-        {
-            "benchmark": "ray",
-            "launcher": name,
-            "model": setting.model,
-            "batch_size": setting.batch_size,
-            "size": setting.size,
-            "device": setting.device.type,
-            "workers": setting.workers,
-            "steps": setting.steps,
-            "rounds": len(own),
-            "clock": "wall",
-            "seconds_median": statistics.median(own) / setting.steps,
-            "images_per_second": setting.batch_size * setting.steps / statistics.median(own),
-            "ratio": statistics.median(ratios(own, local)),
-            "noise_floor": floor,
-            "startup_seconds": starts[name].startup_seconds,
-            "first_step_seconds": starts[name].first_step_seconds,
-            "background_cpu": background[name],
-            "torch": torch.__version__,
-            "ray": found["versions"]["ray"],
-            "hardware": found["hardware"],
-        }
-        for name, own in seconds.items()
-    ]
+def rows(setting: Setting, teams: Mapping[str, Team], seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+    """What `measure` returns: `timing.step_rows` of each group's turns, with the seconds until its first step."""
+    ray = environment(setting.device)["versions"]["ray"]
+    shared = {"benchmark": "ray", **vars(setting), "clock": "wall", "ray": ray}
+    steps = {name: [turn / setting.steps for turn in own] for name, own in seconds.items()}
+    found = step_rows(shared, "launcher", steps, setting.batch_size, setting.device)
+    for row, team in zip(found, teams.values(), strict=True):
+        row |= {"startup_seconds": team.startup_seconds, "first_step_seconds": team.first_step_seconds}
+    return found

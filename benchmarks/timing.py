@@ -1,38 +1,56 @@
-"""Timing things against each other on a machine that others use, too."""
+"""Timing several things against each other on a machine that other processes use too."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from cluster.group import Group
+from cluster.launch import launch
+from cluster.worker import Worker
+from pipelines.execute import environment
 
 Clock = Callable[[], float]
+Row = dict[str, Any]
+"""One line of a benchmark's output."""
+
+CALLS_AT_ONCE = {"cpu": 1, "cuda": 20}
+"""Steps between two readings of the clock: on a GPU each reading waits for the device, and a training never does."""
 
 WARM_UP_ROUNDS = 1
-"""Untimed: what runs for the first time allocates."""
+"""Not timed: the first call allocates memory."""
+
+
+def wall_clock(device: torch.device) -> Clock:
+    """Wall-clock seconds. On a GPU a call waits until the device has finished."""
+    if device.type == "cuda":
+        return lambda: (torch.cuda.synchronize(device), time.perf_counter())[1]
+    return time.perf_counter
 
 
 def clock(device: torch.device) -> tuple[str, Clock]:
-    """("wall" or "process", its seconds): on one CPU thread the process's own time, which others take nothing from.
-
-    On a GPU a look at the clock waits for the device, and so does everything started before it count.
-    """
-    if device.type == "cuda":
-        return "wall", lambda: (torch.cuda.synchronize(device), time.perf_counter())[1]
-    return ("process", time.process_time) if torch.get_num_threads() == 1 else ("wall", time.perf_counter)
+    """("process", CPU time) on one CPU thread: other processes take nothing from it. Else ("wall", wall-clock time)."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "process", time.process_time
+    return "wall", wall_clock(device)
 
 
 def interleaved(
     steps: Mapping[str, Callable[[], object]], repetitions: int, now: Clock, at_once: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds per step of each in each round: one after the other, from another one on and the other way every round.
+    """Seconds per step of each in each round.
 
-    A machine that others use grows slower and faster by the minute; neighbours in time see the same of it. A step also
-    feels what its neighbour left in caches and allocator, so none has the same one before it each time.
-    at_once: steps between two looks at the clock.
+    A shared machine gets slower and faster from minute to minute, so only steps of the same round are comparable. A
+    step also depends on what the step before it left in caches and allocator, so the order changes every round.
+    at_once: steps between two readings of the clock.
     """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -48,19 +66,94 @@ def interleaved(
     return seconds
 
 
-def ratios(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """What the one took in units of the other, in each round."""
-    return [own / other for own, other in zip(seconds, reference, strict=True)]
+def ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """own / reference in each round."""
+    return [a / b for a, b in zip(own, reference, strict=True)]
+
+
+def median_ratio(own: Sequence[float], reference: Sequence[float]) -> float:
+    """The median of the ratios within rounds. A ratio of two medians could compare different minutes."""
+    return statistics.median(ratios(own, reference))
 
 
 def noise_floor(equal: Sequence[float]) -> float:
-    """How far from 1 the median ratio of two equal things may lie: the far end of its 95 % confidence interval.
+    """How far from 1 the median ratio of two equal things may be: the far end of its 95 % confidence interval.
 
-    equal: their ratio in each round. The interval runs between two of these by rank, whatever their distribution (the
-    median has each of them above it with probability 1/2); with fewer than nine rounds it spans all of them.
+    equal: their ratio in each round. The interval lies between two of the sorted ratios, whatever their distribution:
+    the median has each of them above it with probability 1/2. With fewer than nine rounds it spans all of them.
     """
     ordered = sorted(equal)
     n = len(ordered)
     tails = itertools.accumulate(math.comb(n, below) / 2**n for below in range(n // 2))
     skipped = max(sum(tail <= 0.025 for tail in tails) - 1, 0)
     return max(abs(ordered[skipped] - 1), abs(ordered[-1 - skipped] - 1))
+
+
+def machine(device: torch.device) -> Row:
+    """The columns of a row that say where it was measured."""
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "hardware": environment(device)["hardware"],
+    }
+
+
+def step_rows(
+    shared: Row, column: str, seconds: Mapping[str, Sequence[float]], batch_size: int, device: torch.device
+) -> list[Row]:
+    """A row for each thing that is compared.
+
+    shared: the columns in which all rows are equal. column: of the names. seconds: name -> of one step in each round;
+    the first is the reference, and the second the same once more, from which the noise floor comes.
+    ratio: the median over rounds of the seconds divided by the reference's in the same round.
+    """
+    reference, again = list(seconds.values())[:2]
+    floor = noise_floor(ratios(again, reference))
+    return [
+        {
+            **shared,
+            column: name,
+            "batch_size": batch_size,
+            "seconds_median": statistics.median(own),
+            "images_per_second": batch_size / statistics.median(own),
+            "ratio": median_ratio(own, reference),
+            "noise_floor": floor,
+            **machine(device),
+        }
+        for name, own in seconds.items()
+    ]
+
+
+def mean_seconds(batches: Iterator[object], seconds: float) -> float:
+    """Mean wall-clock seconds of a batch, for about so long; the first is not counted if there are more."""
+    first = time.perf_counter()
+    next(batches)  # waits for processes to start
+    start, num = time.perf_counter(), 0
+    for _ in batches:
+        num += 1
+        if time.perf_counter() - start > seconds:
+            break
+    end = time.perf_counter()
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    return (end - start) / num if num else start - first
+
+
+def all_reduce_seconds(num_bytes: int) -> float:
+    """Median wall-clock seconds of an all-reduce between two processes of this machine (gloo), or two GPUs (nccl)."""
+    with tempfile.TemporaryDirectory() as folder:
+        group = Group(storage=folder, workers=2)
+        [outcome] = launch(_all_reduce, [num_bytes], group, lambda number, event: None)
+    if outcome.error is not None:
+        raise ValueError(f"the all-reduce could not be timed: {outcome.error}")
+    return outcome.value
+
+
+def _all_reduce(num_bytes: int, worker: Worker) -> float:
+    tensor, now, found = torch.zeros(num_bytes // 4, device=worker.device), wall_clock(worker.device), []
+    for _ in range(12):
+        dist.barrier()
+        start = now()
+        dist.all_reduce(tensor)
+        found.append(now() - start)
+    return statistics.median(found[2:])

@@ -1,25 +1,28 @@
-"""What a training step costs under each objective and under masks, beside a dense one under plain cross-entropy."""
+"""Single training steps: what a step costs under each objective and under masks, next to a dense cross-entropy step."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import clock, interleaved, noise_floor, ratios
-from cluster.strategy import strategy
+from benchmarks.timing import CALLS_AT_ONCE, Row, clock, interleaved, step_rows, wall_clock
+from cluster.worker import Worker
 from compression import Batch, allocation, models
 from compression.criteria import snip
 from compression.masks import Masks
+from compression.methods import Dense
 from compression.objectives import OBJECTIVES, CrossEntropy, Objective
 from pipelines.context import RunContext
 from pipelines.data.config import Digits
@@ -28,9 +31,10 @@ from pipelines.data.loading.arrays import read_digits
 from pipelines.data.loading.views import Opened
 from pipelines.data.stores import in_memory
 from pipelines.evaluation import autocast
-from pipelines.execute import environment
-from pipelines.experiment import Experiment, Training
-from pipelines.optimizers import parameter_groups
+from pipelines.experiment import Experiment, Placement, Training
+from pipelines.optimizers import SGD, parameter_groups
+from pipelines.run_folder import RunFolder
+from pipelines.session import ExperimentSession
 
 VARIANTS = {
     "dense": "cross_entropy",
@@ -41,14 +45,12 @@ VARIANTS = {
     "ps_kd": "ps_kd",
     "label_smoothing": "label_smoothing",
 }
-"""What is measured -> its objective. The second dense network says how far apart two equal things come out."""
+"""What is measured -> its objective. The second dense network shows how far apart two equal things come out."""
 
 SPARSITY = 0.95
 NUM_BATCHES = 4
-STEPS_AT_ONCE = {"cpu": 1, "cuda": 20}
-"""Steps between two looks at the clock: on a GPU a look waits for the device, which a training step never does."""
-
-Row = dict[str, Any]
+ENDLESS = 10**9
+"""Steps of an epoch that ends when the measurement does."""
 
 
 @dataclass(frozen=True)
@@ -63,40 +65,41 @@ class Setting:
 
 
 class Trainee:
-    """One network in training, a step at a time, as `pipelines.training.Trainer` takes it."""
+    """A network in training on one device: autocast, objective, backward, optimiser step."""
 
     def __init__(
-        self, setting: Setting, model: nn.Module, objective: Objective, batches: Sequence[Batch], masks: Masks | None
+        self,
+        training: Training,
+        model: nn.Module,
+        objective: Objective,
+        batches: Iterator[Batch],
+        masks: Masks | None = None,
     ) -> None:
-        self.model = model
-        self.masks = masks
-        self._setting = setting
-        self._objective = objective
-        self._batches = itertools.cycle(batches)
-        self._optimizer = setting.training.optimizer.build(parameter_groups(model))
+        self.model, self.masks = model, masks
+        self._training, self._objective = training, objective
+        self._batches = batches
+        self._device = next(model.parameters()).device
+        self._optimizer = training.optimizer.build(parameter_groups(model))
         (masks or Masks({})).attach(model)
-        self._strategy = strategy("single", 1)
-        self._network = self._strategy.prepare(model, self._optimizer)
-        self._losses: dict[str, torch.Tensor] = {}
+        self._losses: dict[str, Tensor] = {}
 
     def step(self) -> None:
-        with autocast(self._setting.training, self._setting.device):
-            losses = self._objective(self._network, next(self._batches))
-        self._strategy.backward(torch.stack(list(losses.values())).sum())
-        self._strategy.step(self._optimizer)
+        with autocast(self._training, self._device):
+            self._losses = self._objective(self.model, next(self._batches))
+        torch.stack(list(self._losses.values())).sum().backward()
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._losses = losses
 
     def check(self) -> None:
-        """ValueError if what was timed was not a training: masked weights that came back, or a loss gone wrong."""
+        """ValueError if that was no training: pruned weights are not zero any more, or the loss is not finite."""
         if self.masks is not None:
             self.masks.verify(self.model)
         if not all(math.isfinite(loss.detach()) for loss in self._losses.values()):
-            raise ValueError("the loss is not finite: steps on such numbers say nothing of a training's speed")
+            raise ValueError("the loss is not finite: the speed of such steps says nothing about a training")
 
 
 def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
-    """A network in training for each variant, all from the same weights and on the same batches."""
+    """A network in training for each variant, all with the same first weights and the same batches."""
     loader = open_digits(setting.size, setting.device)
     batches = loader.batches("throughput", NUM_BATCHES, setting.training.batch_size, NEEDS)
     torch.manual_seed(0)
@@ -108,9 +111,9 @@ def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
     for variant in variants:
         objective = OBJECTIVES[VARIANTS[variant]]().objective()
         objective.setup(loader.info, setting.device)
-        objective.begin_epoch(1, 2)  # PS-KD remembers nothing in its first epoch, and its step is then another one
+        objective.begin_epoch(1, 2)  # in its first epoch PS-KD remembers nothing, and its step is another one
         own_masks = masks if variant == "masked" else None
-        found[variant] = Trainee(setting, copy.deepcopy(model), objective, batches, own_masks)
+        found[variant] = Trainee(setting.training, copy.deepcopy(model), objective, itertools.cycle(batches), own_masks)
     return found
 
 
@@ -127,13 +130,8 @@ def enlarged_digits(size: int, device: torch.device) -> Opened:
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         resized = F.interpolate(channels_first, (size, size), mode="bilinear")
         images[part] = resized.permute(0, 2, 3, 1).contiguous().numpy()
-    resized = dataclasses.replace(arrays, images=images)
-    return in_memory(resized, Digits().augmentation, device, torch.float32)
-
-
-def no_teacher(run: RunContext, experiment: Experiment) -> nn.Module:
-    """For a Run that only trains what it is given."""
-    raise AssertionError("what is timed has its teacher already, or needs none")
+    arrays = dataclasses.replace(arrays, images=images)
+    return in_memory(arrays, Digits().augmentation, device, torch.float32)
 
 
 def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:
@@ -143,40 +141,91 @@ def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list
     """
     found = trainees(setting, variants)
     steps = {name: trainee.step for name, trainee in found.items()}
-    at_once = STEPS_AT_ONCE[setting.device.type]
-    seconds = interleaved(steps, setting.repetitions, clock(setting.device)[1], at_once)
+    seconds = interleaved(steps, setting.repetitions, clock(setting.device)[1], CALLS_AT_ONCE[setting.device.type])
     for trainee in found.values():
         trainee.check()
     return rows(setting, seconds)
 
 
 def rows(setting: Setting, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """What `measure` returns, from the seconds of each variant's step in each round.
+    """What `measure` returns: `timing.step_rows`, from the seconds of each variant's step in each round."""
+    training = setting.training
+    shared = {"benchmark": "step", "model": setting.model, "size": setting.size, "precision": training.precision}
+    shared |= {"channels_last": training.channels_last, "clock": clock(setting.device)[0]}
+    shared["repetitions"] = setting.repetitions
+    return step_rows(shared, "variant", seconds, training.batch_size, setting.device)
 
-    seconds_median: of one step, by `clock`. ratio: the median over rounds of the variant's seconds by dense's in the
-    same round (two medians may be of different minutes of a busy machine). noise_floor: of the whole measurement.
+
+def train_with_pauses(
+    session: ExperimentSession,
+    steps: int,
+    pause: Callable[[], bool],
+    model: nn.Module,
+    objective: Objective,
+    **how: Any,
+) -> None:
+    """`session.train`, endless, with a pause after the first step and after each `steps` further ones.
+
+    pause: called by every worker between two steps; False ends the training. how: options of `session.train`.
     """
-    dense = seconds["dense"]
-    floor = noise_floor(ratios(seconds["dense_again"], dense))
-    return [
-        {
-            "benchmark": "step",
-            "variant": name,
-            "model": setting.model,
-            "batch_size": setting.training.batch_size,
-            "size": setting.size,
-            "device": setting.device.type,
-            "precision": setting.training.precision,
-            "channels_last": setting.training.channels_last,
-            "threads": torch.get_num_threads(),
-            "clock": clock(setting.device)[0],
-            "seconds_median": statistics.median(own),
-            "images_per_second": setting.training.batch_size / statistics.median(own),
-            "ratio": statistics.median(ratios(own, dense)),
-            "noise_floor": floor,
-            "repetitions": setting.repetitions,
-            "torch": torch.__version__,
-            "hardware": environment(setting.device)["hardware"],
-        }
-        for name, own in seconds.items()
-    ]
+    session = copy.copy(session)
+    session.loader = _PausedLoader(session.loader, steps, pause)
+    with contextlib.suppress(_Ended):
+        ExperimentSession.train(session, "timed", model, objective, **how)
+
+
+def seconds_per_step(
+    session: ExperimentSession,
+    seconds: float,
+    model: nn.Module,
+    objective: Objective,
+    param_groups: Sequence[dict[str, Any]] | None = None,
+    **how: Any,
+) -> float:
+    """Median wall-clock seconds of a step of `session.train`, timed for about so long; trains copies."""
+    now, at_once, times = wall_clock(session.device), CALLS_AT_ONCE[session.device.type], []
+
+    def pause() -> bool:
+        times.append(now())
+        return len(times) < 5 or times[-1] - times[1] < seconds
+
+    model, objective, groups = copy.deepcopy((model, objective, param_groups))  # together: they share parameters
+    train_with_pauses(session, at_once, pause, model, objective, param_groups=groups, **how)
+    return statistics.median(after - before for before, after in itertools.pairwise(times[1:])) / at_once
+
+
+class _Ended(Exception):
+    """The measurement is over. Nothing follows that belongs to the end of an epoch."""
+
+
+class _PausedLoader(Loader):
+    """The training split of another loader without end; pauses are made where the next batch is asked for."""
+
+    def __init__(self, loader: Loader, steps: int, pause: Callable[[], bool]) -> None:
+        vars(self).update(vars(loader))
+        self._loader, self._steps, self._pause = loader, steps, pause
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return ENDLESS
+
+    def batches(self, *args: Any, **options: Any) -> list[Batch]:
+        return self._loader.batches(*args, **options)
+
+    def epoch(self, stage: str, epoch: int, *args: Any, **options: Any) -> Iterator[Batch]:
+        epochs = (self._loader.epoch(stage, number, *args, **options) for number in itertools.count(epoch))
+        batches = itertools.chain.from_iterable(epochs)
+        yield next(batches)
+        while self._pause():
+            yield from itertools.islice(batches, self._steps)
+        raise _Ended
+
+
+def dense_session(model: str, batch_size: int, opened: Opened, worker: Worker, folder: Path) -> ExperimentSession:
+    """The session of a dense training. folder: for its files."""
+    experiment = Experiment(Dense(), model, Digits(), Training(1, batch_size, SGD(lr=0.01)))
+    run_folder, loader = RunFolder(folder, experiment.identity), Loader(opened, val_fraction=0, seed=0)
+    return ExperimentSession(experiment, Placement(storage=str(folder)), worker, loader, run_folder, _no_teacher)
+
+
+def _no_teacher(context: RunContext, experiment: Experiment) -> nn.Module:
+    raise AssertionError("a dense training has no teacher")

@@ -1,28 +1,50 @@
-"""The step benchmark: its statistics on hand-made times, its rows from real steps, and what a step may cost."""
+"""The step and training benchmarks: statistics on hand-made times, rows from real steps, and what a step may cost."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import throughput
-from benchmarks.timing import interleaved, noise_floor, ratios
-from benchmarks.training_steps import VARIANTS, Row, Setting, Trainee, measure, open_digits, rows, trainees
+from benchmarks import plain_loop, throughput
+from benchmarks.timing import Row, interleaved, noise_floor, ratios
+from benchmarks.training_steps import (
+    VARIANTS,
+    Setting,
+    Trainee,
+    dense_session,
+    enlarged_digits,
+    measure,
+    open_digits,
+    rows,
+    train_with_pauses,
+    trainees,
+)
+from cluster.worker import Worker
+from compression.batch import Batch
 from compression.masks import Masks
+from compression.objectives import CrossEntropy
+from compression.objectives.base import Model
+from pipelines import training
 from pipelines.data.loading.arrays import read_digits
 from pipelines.experiment import Training
 from pipelines.optimizers import SGD
 
 LIMITS = {"masked": 1.03, "cs_kd": 1.45, "dlb": 2.25}
 """The most that a step of resnet18_small may cost, in dense steps, beyond the noise floor."""
+
+FASTER = 1.36
+"""How many times as fast as a plain loop with torchvision's loader a steady training of ResNet-20 is, at least."""
 
 MOST_NOISE = 0.2
 """A measurement with more says nothing."""
@@ -37,8 +59,7 @@ def one_thread() -> Iterator[None]:
 
 
 def setting(model: str = "resnet20", size: int = 8, batch_size: int = 8, repetitions: int = 3, lr: float = 0.01):
-    training = Training(batch_size=batch_size, optimizer=SGD(lr=lr))
-    return Setting(model, size, training, repetitions, torch.device("cpu"))
+    return Setting(model, size, Training(batch_size=batch_size, optimizer=SGD(lr=lr)), repetitions, torch.device("cpu"))
 
 
 def over_limit(measured: list[Row]) -> list[str]:
@@ -229,6 +250,78 @@ def test_it_runs_where_the_machinery_is_not_installed():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "label_smoothing" in done.stdout
+
+
+# ---- training next to a plain loop
+
+
+def test_a_training_pauses_between_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps: list[int] = []
+    monkeypatch.setattr(
+        training, "optimizer_step", lambda *_, step=training.optimizer_step: steps.append(1) or step(*_)
+    )
+    monkeypatch.setattr(training, "LOG_STEPS", 4)
+    seen: list[Tensor] = []
+    pauses: list[int] = []
+
+    class Seeing(CrossEntropy):
+        def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+            seen.append(batch.index)
+            return super().__call__(model, batch)
+
+    def pause() -> bool:
+        pauses.append(len(steps))
+        return len(pauses) < 4
+
+    cpu, events = torch.device("cpu"), list[Any]()
+    session = dense_session("vgg3", 600, enlarged_digits(8, cpu), Worker(0, 1, cpu, None, events.append), tmp_path)
+    train_with_pauses(session, 2, pause, session.model(), Seeing())
+    assert pauses == [1, 3, 5, 7]
+    # Two steps an epoch, and one epoch after the other. The first two calls count operations.
+    epochs = (open_digits(8, cpu).epoch("timed", epoch, 600, frozenset()) for epoch in itertools.count())
+    expected = itertools.islice(itertools.chain.from_iterable(epochs), 7)
+    assert all(torch.equal(*pair) for pair in zip(seen[-7:], (batch.index for batch in expected), strict=True))
+    assert [event["kind"] for event in events] == ["progress"]
+    assert not list(tmp_path.rglob("*.safetensors")), "no checkpoint is written"
+
+
+TRAINING = "training --model vgg3 --batch-size 16 --rounds 2 --steps 2 --device cpu"
+
+
+def test_a_training_is_measured_next_to_a_plain_loop(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert throughput.main([*TRAINING.split(), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["loop"] for row in found] == ["plain", "plain_again", "orchard"]
+    for row in found:
+        assert row["seconds_median"] == pytest.approx(16 / row["images_per_second"])
+        assert row["speedup"] == pytest.approx(1 / row["ratio"])
+        shown = {name: row[name] for name in ("benchmark", "model", "size", "loader_workers", "rounds", "clock")}
+        assert shown == {"benchmark": "training", "model": "vgg3", "size": 32, "loader_workers": 1} | {
+            "rounds": 2,
+            "clock": "process",
+        }
+    images = str(plain_loop.write_digits(tmp_path, 8))
+    assert throughput.main([*TRAINING.split(), "--images", images, "--size", "8", "--loader-workers", "0"]) == 0
+    assert "orchard" in capsys.readouterr().out
+    assert throughput.main([*TRAINING.split(), "--images", images, "--batch-size", "10000"]) == 2
+    assert "use 1 to 1438" in capsys.readouterr().err
+
+
+@pytest.mark.alone
+def test_training_is_faster_than_a_plain_loop(tmp_path: Path):
+    images = plain_loop.write_digits(tmp_path, 32)
+    chosen = plain_loop.Setting(images, "resnet20", 32, 64, 1, 7, 3, torch.device("cpu"))
+    found: list[Row] = []
+    for _ in range(3):
+        found = plain_loop.measure(chosen)
+        if found[0]["noise_floor"] <= MOST_NOISE and found[2]["speedup"] >= FASTER - found[2]["noise_floor"]:
+            break
+    if found[0]["noise_floor"] > MOST_NOISE:
+        pytest.skip(f"two equal loops differ by more than {MOST_NOISE:.0%}: this machine is too busy to tell")
+    assert found[2]["speedup"] >= FASTER - found[2]["noise_floor"]
+
+
+# ---- what a step may cost
 
 
 @pytest.mark.alone
