@@ -89,7 +89,7 @@ def make(options: argparse.Namespace, command: cli.Command, say: Callable[[str],
         raise ValueError("the model is that of --strategy ddp; what ZeRO's exchange takes is not in it")
     torch.set_num_threads(command.placement.threads)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    experiments = [command.experiment, *([] if command.alone else cli.controls(command.experiment))]
+    experiments = [command.experiment, *(cli.controls(command.experiment) if command.controls else [])]
     gpus = tuple(sorted({1, *options.gpus}))
     measured, fixed = Measured(_device_name(device)), False
     if options.measured is not None:

@@ -23,7 +23,7 @@ from benchmarks.turns import Team, Turns, cpu_seconds
 from cluster.group import Group
 from cluster.worker import Worker
 from compression.batch import Batch
-from compression.methods import METHODS, Dense
+from compression.methods import Dense
 from pipelines.data.config import Digits
 from pipelines.data.loader import Loader
 from pipelines.data.loading.views import Opened
@@ -113,7 +113,7 @@ def body(task: Task, worker: Worker) -> None:
     folder = RunFolder(Path(task.storage), experiment.identity)
     run = ExperimentSession(experiment, Placement(storage=task.storage), worker, loader, folder, no_teacher)
     with suppress(NoMoreTurns):
-        METHODS[Dense](run, experiment.method)
+        experiment.method.run(run)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the configs of methods and criteria share."""
+"""Fields that a config got later."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import field
 from typing import Any
 
 ADDED = {"identity": "added"}
-"""Field metadata: came later, and its default means "as before", so that older runs keep their identity."""
+"""Metadata of a field that was added later. Its default means "as before" and is left out of the identity of a run."""
 
 
 def added(default: Any) -> Any:
-    """A dataclass field that came later; `default` gives what there was before it."""
+    """A dataclass field that was added later; with `default`, runs are what they were before."""
     return field(default=default, metadata=ADDED)

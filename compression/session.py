@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compression.batch import Batch, Info
 from compression.masks import Masks
-from compression.objectives.base import Objective
+from compression.objectives.base import Objective, ObjectiveConfig, TeacherObjectiveConfig
 
 StageResult = Masks | dict[str, Tensor] | dict[str, Any] | list[Any]
 
@@ -94,8 +94,8 @@ class Session(Protocol):
         ...
 
 
-def objective_of(session: Session, config: Any) -> Objective:
-    """The objective of a config, given its teacher where it distils from one."""
-    if hasattr(config, "teacher"):
+def objective_of(session: Session, config: ObjectiveConfig) -> Objective:
+    """The objective of a config, with its trained teacher if it has one."""
+    if isinstance(config, TeacherObjectiveConfig):
         return config.objective(session.teacher(config.teacher))
     return config.objective()

@@ -1,4 +1,4 @@
-"""Prune-then-Distill on CIFAR-100: python pipelines/cifar100_prune_then_distill.py --help"""
+"""python pipelines/cifar100_prune_then_distill.py --help"""
 
 from cluster.exit import exit_process
 from pipelines.cli import main

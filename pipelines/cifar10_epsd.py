@@ -1,4 +1,4 @@
-"""EPSD on CIFAR-10: python pipelines/cifar10_epsd.py --help"""
+"""python pipelines/cifar10_epsd.py --help"""
 
 from cluster.exit import exit_process
 from pipelines.cli import main

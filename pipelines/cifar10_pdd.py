@@ -1,4 +1,4 @@
-"""PDD on CIFAR-10: python pipelines/cifar10_pdd.py --help"""
+"""python pipelines/cifar10_pdd.py --help"""
 
 from cluster.exit import exit_process
 from pipelines.cli import main

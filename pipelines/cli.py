@@ -1,13 +1,16 @@
-"""main(recipe): parse, show, launch, report. Every entry script is a recipe and this."""
+"""The command line of a recipe: main(recipe) parses the options, shows the experiment, runs it and reports the result.
+
+The options are the recipe's own parameters and every value of the experiment that it returns.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -17,104 +20,123 @@ from cluster.checkpoints import open_storage
 from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
-from pipelines.recipes.parts import Choices
+from pipelines.progress import say
 
-Recipe = Callable[[Choices, Path], Experiment]
+Recipe = Callable[..., Experiment]
+"""Its parameters are options, except `scratch`: the folder into which its smoke run writes."""
+
+RENAMED = {"--alone": "--no-controls", "--no-alone": "--controls", "--patience": "--timeout"}
+"""Old option -> new option. For one version the old option works, with a warning."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line says."""
+    """A parsed command line."""
 
-    choices: Annotated[Choices, tyro.conf.arg(name="")]
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    placement: Annotated[Placement, tyro.conf.arg(name="")]
+    recipe: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
+    """the recipe's parameters, as a dataclass"""
+    experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
+    placement: Annotated[Placement, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
     suite: str
-    """MLflow experiment under which the run is tracked"""
-    alone: bool = False
-    """leave out the runs that a method's claim is compared with (the same student without its teacher, say)"""
+    """MLflow experiment in which the run is tracked"""
+    controls: bool = True
+    """also run what the method's claim must be compared with, e.g. the student without its teacher"""
 
 
 @dataclass(frozen=True)
 class _First:
-    """The options that decide which other options there are."""
+    """The options on which the other options depend."""
 
-    choices: Annotated[Choices, tyro.conf.arg(name="")]
+    recipe: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
     storage: str = Placement.storage
 
 
-RENAMED = {"--patience": "--timeout"}
-"""Old names of options, which work in this version, with a warning."""
-
-OPTIONS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-
-
 def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Run the recipe as the command line changes it.
+    """Run the recipe with the options of the command line. program: its name in the help.
 
-    0 = finished, 1 = the run failed, 2 = the command is wrong, 130 = stopped by Ctrl-C; by SIGTERM it exits with 143.
-    program: its name in the help.
+    Returns the exit status: 0 = finished, 1 = the run failed, 2 = the command is wrong, 130 = stopped by Ctrl-C.
+    After SIGTERM the process exits with 143.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     console = Console()
     try:
-        command = parse(recipe, argv, program)
-        show(command, console)
-        experiments = [command.experiment, *([] if command.alone else controls(command.experiment))]
+        command = parse(recipe, sys.argv[1:] if argv is None else argv, program)
+        show(command.experiment, console)
+        experiments = [command.experiment, *(controls(command.experiment) if command.controls else [])]
         ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
-    except BrokenPipeError:  # whoever read our output has enough: `--help | head`
+    except BrokenPipeError:  # the reader of our output has closed it: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        complain("stopped; start the same command again, and the run goes on from its last checkpoint")
+        complain("stopped; start the same command again to resume from the last checkpoint")
         return 130
     return report(ended, console)
 
 
 def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
-    """The command line over the recipe's values. ValueError for a value that cannot be."""
+    """The command line, with the recipe's values as defaults. ValueError for an impossible value."""
     argv = renamed(argv)
-    without_help = [word for word in argv if word not in ("-h", "--help")]
-    first, _ = tyro.cli(
-        _First, default=_First(Choices()), args=without_help, prog=program, return_unknown_args=True, config=OPTIONS
-    )
-    scratch = Path()
-    if first.choices.smoke:  # only that may write before it starts; nobody comes back for it, wherever it lies
+    words = [word for word in argv if word not in ("-h", "--help")]
+    own = options_of(recipe)
+    first, _ = _parse(recipe, _First(own()), words, program, return_unknown_args=True)
+    chosen = asdict(first.recipe)
+    if chosen.get("smoke"):  # only a smoke run may write before it starts
         storage = open_storage(first.storage)
-        scratch, argv = storage / "smoke", [*argv, "--storage", str(storage)]
-    experiment = recipe(first.choices, scratch)
-    default = Command(Choices(), experiment, Placement(), suite=experiment.data.label, alone=first.choices.smoke)
-    description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
-    command = tyro.cli(Command, default=default, args=argv, prog=program, description=description, config=OPTIONS)
-    command = replace(command, experiment=following(command.experiment, experiment.data))
+        argv = [*argv, "--storage", str(storage)]
+        if "scratch" in inspect.signature(recipe).parameters:
+            chosen["scratch"] = storage / "smoke"
+    experiment = recipe(**chosen)
+    default = Command(own(), experiment, Placement(), suite=experiment.data.label, controls=not chosen.get("smoke"))
+    command = _parse(recipe, default, argv, program)
+    command = replace(command, experiment=with_same_data(command.experiment, experiment.data))
     for name, value in parameters(command.experiment):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
     return command
 
 
+def options_of(recipe: Recipe) -> type:
+    """A dataclass of the recipe's parameters that are options."""
+    found = inspect.signature(recipe, eval_str=True).parameters.values()
+    options = [(each.name, each.annotation, each.default) for each in found if each.name != "scratch"]
+    return make_dataclass(recipe.__name__, options, frozen=True)
+
+
 def renamed(argv: Sequence[str]) -> list[str]:
     """The words with the new names of options, and a warning for each old name."""
     words = []
     for word in argv:
-        option, equals, value = word.partition("=")
+        option, *value = word.split("=", 1)
         if option in RENAMED:
-            complain(f"warning: {option} is now {RENAMED[option]}; the old name works in this version only")
-        words.append(RENAMED.get(option, option) + equals + value)
+            complain(f"warning: {option} is now {RENAMED[option]}; the old name works in this version only", "yellow")
+        words.append("=".join([RENAMED.get(option, option), *value]))
     return words
 
 
+def _parse(recipe: Recipe, default: Any, argv: Sequence[str], program: str | None, **others: Any) -> Any:
+    """argv over `default`; a wrong option ends the process with status 2."""
+    description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
+    config = (tyro.conf.AvoidSubcommands,)
+    try:
+        return tyro.cli(
+            type(default), default=default, args=argv, prog=program, description=description, config=config, **others
+        )
+    except SystemExit as stop:
+        if stop.code == 2:
+            own = ", ".join(f"--{item.name}" for item in fields(options_of(recipe)))
+            complain(f"{recipe.__name__}'s own options are {own}; --help has all options")
+        raise
+
+
 def controls(experiment: Experiment) -> list[Experiment]:
-    """The same experiment by each method that has to stand beside its own."""
-    beside = getattr(experiment.method, "controls", list)
-    return [replace(experiment, method=method) for method in beside()]
+    """The same experiment with each method that its own must be compared with."""
+    return [replace(experiment, method=method) for method in experiment.method.controls()]
 
 
-def following(experiment: Experiment, before: Data) -> Experiment:
-    """The experiment, its teachers on its own data where those were the recipe's, too, before options changed them."""
+def with_same_data(experiment: Experiment, before: Data) -> Experiment:
+    """The experiment after options changed its data: teachers that had the data `before` get the new data too."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, Experiment) and value.data == before:
@@ -128,30 +150,27 @@ def following(experiment: Experiment, before: Data) -> Experiment:
     return replace(experiment, method=changed(experiment.method))
 
 
-def complain(text: str) -> None:
-    """A line in red on standard error."""
-    Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+def complain(text: str, style: str = "red") -> None:
+    """A coloured line on standard error."""
+    say(Console(stderr=True), text, style)
 
 
-def show(command: Command, console: Console) -> None:
-    """The whole experiment, before it starts."""
-    lines = [f"{command.experiment.name}   (identity {command.experiment.identity})"]
-    for name, value in parameters(command.experiment):
-        lines.append(f"  {name} = {value}")
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+def show(experiment: Experiment, console: Console) -> None:
+    """Print the whole experiment before it starts."""
+    values = "".join(f"\n  {name} = {value}" for name, value in parameters(experiment))
+    say(console, f"{experiment.name}   (identity {experiment.identity}){values}")
 
 
 def report(ended: Sequence[Ended], console: Console) -> int:
-    """Say where everything is; the exit status."""
+    """Print where everything is; the exit status."""
     for end in ended:
         if end.error is not None or end.result is None:
             trace = end.folder / "error.txt"
-            complain(
-                f"failed: {end.experiment.name}: {end.error}" + (f"\n  traceback: {trace}" if trace.exists() else "")
-            )
+            where = f"\n  traceback: {trace}" if trace.exists() else ""
+            complain(f"failed: {end.experiment.name}: {end.error}{where}")
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
-        tracked = end.run_id or "none yet: the server was away; start the same command again, and it is sent"
+        tracked = end.run_id or "none yet: MLflow did not answer; start the same command again to send the run"
         text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {tracked}"
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(console, text)
     return 1 if any(end.error is not None or end.result is None for end in ended) else 0

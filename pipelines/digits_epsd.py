@@ -1,4 +1,4 @@
-"""EPSD on scikit-learn's digits: python pipelines/digits_epsd.py --help"""
+"""python pipelines/digits_epsd.py --help"""
 
 from cluster.exit import exit_process
 from pipelines.cli import main

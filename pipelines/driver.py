@@ -23,24 +23,24 @@ from cluster.strategy import strategy as make_strategy
 from cluster.worker import Outcome
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
-from pipelines.progress import Progress
+from pipelines.progress import Progress, say
 from pipelines.publish import Publisher
 from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The environment variable that a driver has which `ray job submit` started."""
+"""Environment variable of a driver that `ray job submit` started."""
 
 MAX_FAILURES_ON_RAY = 3
-"""Machines of a cluster go as a matter of course; a fault of our own would come back each time."""
+"""Clusters lose machines as a matter of course, but a bug of our own would come back each time."""
 
 STOPPED_STATUS = 128 + signal.SIGTERM
-"""The exit status after SIGTERM, as a shell gives it."""
+"""Exit status after SIGTERM, as in a shell."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one experiment came out."""
+    """How one experiment ended."""
 
     experiment: Experiment
     folder: Path
@@ -49,7 +49,7 @@ class Ended:
     run_id: str | None = None
     """of MLflow"""
     before: bool = False
-    """it had been finished before"""
+    """it was already finished"""
 
 
 def run_experiments(
@@ -59,11 +59,10 @@ def run_experiments(
     recipe: str,
     console: Console | None = None,
 ) -> list[Ended]:
-    """Run what is not finished yet, bring MLflow level with the storage, and say how each experiment came out.
+    """Run what is not finished yet, bring MLflow up to date with the storage, and return how each experiment ended.
 
-    SystemExit with status 143 after SIGTERM, when what was running is saved.
-
-    suite: the MLflow experiment. recipe: the name under which somebody would start this again.
+    suite: the MLflow experiment. recipe: the name of the recipe that starts this again.
+    After SIGTERM it saves what is running and raises SystemExit with status 143.
     """
     console = console or Console()
     check_storage_outlives_job(placement.storage)
@@ -71,14 +70,12 @@ def run_experiments(
     placement, group = resolve(placement, storage)
     tags = {"recipe": recipe, "suite": suite, **provenance()}
     folders = [RunFolder(storage, experiment.identity) for experiment in experiments]
-    ended = [
-        Ended(experiment, folder.path, result, before=result is not None)
-        for experiment, folder in zip(experiments, folders, strict=True)
-        for result in [folder.read_result()]
-    ]
-    for end in ended:
-        if end.before:
-            console.print(f"finished before: {end.experiment.name}", soft_wrap=True, highlight=False, markup=False)
+    ended: list[Ended] = []
+    for experiment, folder in zip(experiments, folders, strict=True):
+        result = folder.read_result()
+        ended.append(Ended(experiment, folder.path, result, before=result is not None))
+        if result is not None:
+            say(console, f"already finished: {experiment.name}")
 
     publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", storage, suite, console)
     todo = [number for number, end in enumerate(ended) if not end.before]
@@ -89,13 +86,12 @@ def run_experiments(
         outcomes = _launch(work, group, publisher, console)
         for number, outcome in zip(todo, outcomes, strict=True):
             ended[number] = dataclasses.replace(ended[number], result=outcome.value, error=outcome.error)
-    taught = [teacher for folder in folders for teacher in _teachers(folder, storage)]
-    teachers = {folder.path: folder for folder in taught if folder.path not in {own.path for own in folders}}
-    run_ids = publisher.publish_all([*folders, *teachers.values()], required=not todo)
+    all_folders = [*folders, *(teacher for folder in folders for teacher in _teachers(folder, storage))]
+    run_ids = publisher.publish_all(all_folders, required=not todo)
     if any(outcome.stopped for outcome in outcomes):
-        console.print(str(Stopped()), soft_wrap=True, highlight=False, markup=False)
+        say(console, str(Stopped()))
         raise SystemExit(STOPPED_STATUS)
-    return [dataclasses.replace(end, run_id=run_id) for end, run_id in zip(ended, run_ids[: len(ended)], strict=True)]
+    return [dataclasses.replace(end, run_id=run_ids.get(end.folder)) for end in ended]
 
 
 def _launch(work: Sequence[Work], group: Group, publisher: Publisher, console: Console) -> list[Outcome]:
@@ -104,7 +100,7 @@ def _launch(work: Sequence[Work], group: Group, publisher: Publisher, console: C
     folders = [RunFolder(storage, each.experiment.identity) for each in work]
     begun = [folder for folder in folders if folder.read_description() is not None]
     publisher.reach(required=not begun)
-    # Of a run whose driver died MLflow may know less than the storage.
+    # If a run's driver died, MLflow may have less than the storage.
     for folder in begun:
         publisher.try_to_publish(folder)
     with Progress([each.experiment.name for each in work], console) as progress:
@@ -129,51 +125,42 @@ def _teachers(folder: RunFolder, storage: Path) -> Iterable[RunFolder]:
 
 
 def check_storage_outlives_job(storage: str) -> None:
-    """ValueError for a relative folder inside a Ray job's package: it would lie in a copy of the code, which goes."""
+    """ValueError for a relative folder in a Ray job: it would be in the job's copy of the code, which Ray deletes."""
     in_package = any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
     if in_package and not storage.startswith(("/", "~", "file:")):
         raise ValueError(
-            f"storage {storage!r} would lie in the job's own copy of the code, which other nodes do not see and Ray "
+            f"storage {storage!r} would be in the job's own copy of the code, which other nodes do not see and Ray "
             "deletes: give the absolute path of a folder that every node sees, with --storage or ORCHARD_STORAGE"
         )
 
 
 def resolve(placement: Placement, storage: Path) -> tuple[Placement, Group]:
-    """The placement with every default decided, and the group that it means."""
+    """The placement with every default decided, and the group of workers that follows from it."""
     launcher = placement.launcher or ("ray" if IN_RAY_JOB in os.environ else "local")
     workers = placement.workers
     if workers is None:
         workers = 0 if launcher == "local" else _default_ray_workers(placement)
-    world_size = max(workers, 1)
     max_failures = placement.max_failures
     if max_failures is None:
         max_failures = MAX_FAILURES_ON_RAY if launcher == "ray" else 0
+    strategy = placement.strategy or ("ddp" if workers > 1 else "single")
     placement = dataclasses.replace(
         placement,
         launcher=launcher,
         workers=workers,
+        strategy=strategy,
         storage=str(storage),
         max_failures=max_failures,
-        # A number of workers that may change says so itself.
+        # --min-workers already accepts another number of workers.
         accept_placement=placement.accept_placement or placement.min_workers is not None,
     )
-    group = Group(
-        launcher=launcher,
-        workers=workers,
-        parallel=placement.parallel,
-        threads=placement.threads,
-        storage=str(storage),
-        max_failures=max_failures,
-        min_workers=placement.min_workers,
-        timeout=placement.timeout,
-    )
-    strategy = placement.strategy or ("ddp" if world_size > 1 else "single")
-    make_strategy(strategy, world_size)  # refuse what cannot be before anything starts
-    return dataclasses.replace(placement, strategy=strategy), group
+    group = Group(**{item.name: getattr(placement, item.name) for item in dataclasses.fields(Group)})
+    make_strategy(strategy, max(workers, 1))  # an error before anything starts
+    return placement, group
 
 
 def _default_ray_workers(placement: Placement) -> int:
-    """One worker for each GPU of the cluster that we are pointed at, one where there is none."""
+    """One worker for each GPU of the cluster at RAY_ADDRESS; 1 without a cluster or without GPUs."""
     if placement.parallel > 1 or "RAY_ADDRESS" not in os.environ:
         return 1
     import ray
@@ -184,7 +171,7 @@ def _default_ray_workers(placement: Placement) -> int:
 
 
 def provenance() -> dict[str, str]:
-    """The commit that this code is, and whether files differ from it (the tables it writes aside)."""
+    """The commit of this code, and whether files differ from it (apart from the tables in results/)."""
 
     def git(*arguments: str) -> str | None:
         root = Path(__file__).resolve().parent.parent
@@ -194,9 +181,9 @@ def provenance() -> dict[str, str]:
     try:
         commit = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         commit = changes = None
     if commit is None:
-        # Under `ray job submit --working-dir` there is no checkout; the submitter may say what it sent.
+        # `ray job submit --working-dir` sends no git history; the submitter may name the commit.
         return {"commit": os.environ.get("ORCHARD_COMMIT", "unknown"), "dirty": "unknown"}
     return {"commit": commit, "dirty": str(bool(changes)).lower()}

@@ -19,7 +19,7 @@ from cluster.checkpoints import write_json
 from cluster.lock import Lock
 from cluster.worker import Worker
 from compression import artifact, cost
-from compression.methods import METHODS
+from compression.methods import name_of
 from pipelines import identity
 from pipelines.costs import log_costs
 from pipelines.data.loader import Loader, open_loader
@@ -56,7 +56,7 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
             if result is None:
                 session.on_first_worker(lambda: _begin(session, work))
                 cost.reset_peak_memory(session.device)
-                model = METHODS[type(experiment.method)](session, experiment.method)
+                model = experiment.method.run(session)
                 _finish(session, model)
                 result = session.on_first_worker(lambda: _write_result(session, work, model))
         session.emit(kind="finished", accuracy=result["metrics"]["test/accuracy"])
@@ -190,7 +190,7 @@ def labels(experiment: Experiment) -> dict[str, str]:
     return {
         "dataset": experiment.data.label,
         "model": experiment.model,
-        "method": METHODS[type(method)].__name__,
+        "method": name_of(method),
         "method_label": method.label,
         "objective": method.objective.label,
         "seed": str(experiment.seed),

@@ -1,4 +1,4 @@
-"""What makes two experiments the same: a hash over every value that can change a result."""
+"""Identity of an experiment: a hash over every value that can change a result."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import hashlib
 import json
 from typing import Any
 
-PLACE = {"identity": False}
-"""Field metadata: says where something lies or runs, not what comes out; left out of the identity."""
+from compression.config import ADDED
 
-ADDED = {"identity": "added"}
-"""Field metadata: came later, and its default means "as before"; left out of the identity while it has its default."""
+PLACE = {"identity": False}
+"""Metadata of a field that names a place and cannot change a result: left out of the identity."""
 
 
 def canonical(value: Any) -> Any:
-    """`value` as plain JSON: dataclasses become {"kind": class name, field: value...} without the fields left out."""
+    """`value` as plain JSON; a dataclass becomes {"kind": class name, field: value...} of the fields that count."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value) if _counts(value, f)}
         version = getattr(type(value), "VERSION", 1)
@@ -35,6 +34,6 @@ def identity(value: Any) -> str:
 
 def _counts(value: Any, field: dataclasses.Field[Any]) -> bool:
     rule = field.metadata.get("identity", True)
-    if rule == "added":
+    if rule == ADDED["identity"]:
         return getattr(value, field.name) != field.default
     return bool(rule)

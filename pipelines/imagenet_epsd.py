@@ -1,4 +1,4 @@
-"""EPSD on ImageNet: python pipelines/imagenet_epsd.py --help"""
+"""python pipelines/imagenet_epsd.py --help"""
 
 from cluster.exit import exit_process
 from pipelines.cli import main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Sequence
@@ -11,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop"})
-"""torch.optim classes that update each weight from its own gradient alone: a masked weight stays exactly zero."""
+from compression.choose import choose
 
-OFFERED = sorted(
-    name
-    for name, value in vars(torch.optim).items()
+ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop"})
+"""Classes of torch.optim that update each weight from its own gradient alone: a masked weight stays exactly zero."""
+
+OFFERED = {
+    name: value
+    for name, value in sorted(vars(torch.optim).items())
     if isinstance(value, type) and {"lr", "weight_decay"} <= inspect.signature(value).parameters.keys()
-)
-"""torch.optim classes that `TorchOptimizer` takes: those with the two values that it gives them."""
+}
+"""Classes of torch.optim that `TorchOptimizer` can build: those with its two values."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class SGD:
     lr: float = 0.1
     """peak learning rate"""
     momentum: float = 0.9
-    """share of the last step's direction that the next one keeps"""
+    """share of the previous step's direction that is kept"""
     weight_decay: float = 5e-4
-    """of all weights, BatchNorm's and biases too"""
+    """for all parameters, including BatchNorm and biases"""
     nesterov: bool = False
-    """look ahead along the momentum"""
+    """use Nesterov momentum"""
 
     def __post_init__(self) -> None:
         _check_lr(self.lr)
@@ -58,11 +59,11 @@ class AdamW:
     lr: float = 1e-3
     """peak learning rate"""
     beta1: float = 0.9
-    """decay of the mean of gradients"""
+    """decay rate of the mean of gradients"""
     beta2: float = 0.999
-    """decay of the mean of their squares"""
+    """decay rate of the mean of their squares"""
     weight_decay: float = 0.01
-    """of all weights, BatchNorm's and biases too"""
+    """for all parameters, including BatchNorm and biases"""
 
     def __post_init__(self) -> None:
         _check_lr(self.lr)
@@ -75,44 +76,38 @@ class AdamW:
 
 
 def _on_gpu(groups: Sequence[dict]) -> bool:
-    """Whether to take torch's fused kernels. Those for the CPU round the last entries of a tensor, that do not fill a
-    vector, in another way: then it would matter to a weight how ZeRO lays it beside others."""
+    """Whether to use torch's fused kernels. On the CPU they round the last entries of a tensor, which do not fill a
+    vector register, differently: the result would depend on how ZeRO concatenates the weights."""
     return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
 @dataclass(frozen=True)
 class TorchOptimizer:
-    """Any other optimiser of torch.optim, by the name of its class, with its own defaults."""
+    """Another optimiser of torch.optim, by the name of its class, with that class's defaults."""
 
     name: str = "RMSprop"
-    """the class"""
+    """name of the class"""
     lr: float = 1e-3
     """peak learning rate"""
     weight_decay: float = 0.0
-    """of all weights, BatchNorm's and biases too"""
+    """for all parameters, including BatchNorm and biases"""
 
     def __post_init__(self) -> None:
         _check_lr(self.lr)
-        if self.name not in OFFERED:
-            near = difflib.get_close_matches(self.name, OFFERED, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(
-                f"there is no torch.optim.{self.name} with learning rate and weight decay; {hint}"
-                f"There are: {', '.join(OFFERED)}"
-            )
+        choose("optimizer in torch.optim", self.name, OFFERED)
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
-        return getattr(torch.optim, self.name)(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return OFFERED[self.name](groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
 class MultiStep:
-    """Constant learning rate, multiplied by gamma at milestones."""
+    """Constant learning rate that is multiplied by gamma at milestones."""
 
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """shares of the training after which it drops"""
+    """shares of the training after which the learning rate drops"""
     gamma: float = 0.1
-    """what it is multiplied by at each"""
+    """factor at each milestone"""
 
     def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
         return self.gamma ** sum(step >= milestone * total_steps for milestone in self.milestones)
@@ -120,42 +115,46 @@ class MultiStep:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Learning rate that falls along a half cosine from the end of the warm-up."""
+    """Half a cosine from the end of the warm-up to the end of the training."""
 
     final: float = 0.0
-    """share of the peak that is left at the end"""
+    """learning rate at the end, as a share of the peak"""
 
     def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        progress = _progress(step, total_steps, warmup_steps)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Learning rate that falls along a straight line from the end of the warm-up."""
+    """Linear decay from the end of the warm-up to the end of the training."""
 
     final: float = 0.0
-    """share of the peak that is left at the end"""
+    """learning rate at the end, as a share of the peak"""
 
     def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        return self.final + (1 - self.final) * (1 - progress)
+        return self.final + (1 - self.final) * (1 - _progress(step, total_steps, warmup_steps))
+
+
+def _progress(step: int, total_steps: int, warmup_steps: float) -> float:
+    """Share of the steps after the warm-up."""
+    return (step - warmup_steps) / max(total_steps - warmup_steps, 1)
 
 
 def factor_at(step: int, total_steps: int, warmup_steps: float, schedule: MultiStep | Cosine | Linear) -> float:
-    """What the peak learning rate is multiplied by at `step` (from 0) of `total_steps`."""
+    """The factor of the peak learning rate at `step` (from 0) of `total_steps`."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return schedule.factor(step, total_steps, warmup_steps)
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """All parameters under one set of values (weight decay on BatchNorm and biases too, as the papers' code does)."""
+    """One group of all trainable parameters; weight decay includes BatchNorm and biases, as in the papers' code."""
     return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
 
 def without_vector_decay(groups: Sequence[dict]) -> list[dict]:
-    """The groups, each of them in two: matrices and kernels as before, vectors (BatchNorm, biases) without decay."""
+    """Each group split in two: matrices and kernels as before, vectors (BatchNorm, biases) without weight decay."""
     split = []
     for group in groups:
         vectors = [p for p in group["params"] if p.ndim < 2]
@@ -170,7 +169,7 @@ def _check_lr(lr: float) -> None:
 
 
 def check_elementwise(optimizer: torch.optim.Optimizer | SGD | AdamW | TorchOptimizer) -> None:
-    """ValueError for an optimiser, or the config of one, under which masked weights would not stay zero."""
+    """ValueError for an optimiser, or its config, that would not keep masked weights at zero."""
     name = optimizer.name if isinstance(optimizer, TorchOptimizer) else type(optimizer).__name__
     if name not in ELEMENTWISE:
         raise ValueError(

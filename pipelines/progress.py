@@ -1,4 +1,4 @@
-"""Progress: what the driver's terminal shows while experiments run; one live display, or plain lines."""
+"""Progress: what the driver's terminal shows while experiments run: one live table, or plain lines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from rich.text import Text
 
 WAITING, FINISHED, FAILED = "waiting", "finished", "failed"
 STYLES = {WAITING: "dim", FINISHED: "green", FAILED: "red"}
-"""Of the states in which nothing is done for an experiment; every other stage is work."""
+"""Of the states without work; every other stage is work."""
 
 COLUMNS = {"experiment": 0, "stage": 0, "epoch": 55, "": 75, "loss": 90, "accuracy": 45, "ETA": 65}
-"""Title -> the narrowest terminal, in characters, that shows the column: the name must stay readable beside it."""
+"""Title -> smallest terminal width, in characters, that shows the column: the name must stay readable beside it."""
 
-BAR = 14
-"""Its length in characters."""
+BAR_WIDTH = 14
 
 WIDE = 120
-"""Characters from which on a name fits into one line."""
+"""Terminal width, in characters, from which on a name fits into one line."""
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print `text` as it is: without markup, highlighting or line breaks of our own."""
+    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass
@@ -42,16 +46,16 @@ class Row:
     loss: str = ""
     accuracy: str = ""
     first: tuple[float, float] = (0.0, 0.0)
-    """time and share done when this training was first heard of here: a resumed one does not begin at 0"""
+    """time and share done at the first event of this training; a resumed training does not start at 0"""
     end: float | None = None
-    """when the training will be over, on the same clock"""
+    """expected end of the training, on the same clock"""
 
     @property
     def working(self) -> bool:
         return self.stage not in STYLES
 
     def train(self, stage: str, done: float) -> None:
-        """The training `stage` has come so far."""
+        """The training `stage` has done this share of its work."""
         now = time.monotonic()
         if stage != self.stage:
             self.first, self.end = (now, done), None
@@ -61,60 +65,67 @@ class Row:
         self.stage, self.done = stage, done
 
     def eta(self) -> str:
-        """Time to go, from how fast this session has gone; empty while that is not known."""
+        """Time left at the speed since `first`; empty if not known."""
         if self.end is None or not self.working or self.done >= 1:
             return ""
         return _duration(max(self.end - time.monotonic(), 0.0))
 
     def cells(self) -> dict[str, Text | ProgressBar]:
-        """What stands under each title."""
-        length = None if self.working and self.done == 0 else 1.0  # without a length the bar pulses
+        """Column title -> content."""
+        total = None if self.working and self.done == 0 else 1.0  # without a total the bar pulses
         return {
             "experiment": Text(self.name),
             "stage": Text(self.stage, STYLES.get(self.stage, "cyan")),
             "epoch": Text(self.epochs),
-            "": ProgressBar(total=length, completed=self.done, width=BAR, animation_time=time.monotonic()),
+            "": ProgressBar(total=total, completed=self.done, width=BAR_WIDTH, animation_time=time.monotonic()),
             "loss": Text(self.loss),
             "accuracy": Text(self.accuracy),
             "ETA": Text(self.eta()),
         }
 
 
-class Progress:
-    """Takes the events of workers; a context manager around the launch."""
+class Progress(logging.Handler):
+    """Shows the events of workers, and what the package `cluster` logs; a context manager around the launch."""
 
     def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+        super().__init__(logging.INFO)
         self.console = console or Console()
         self.rows = [Row(name) for name in names]
-        self.lively = self.console.is_interactive
-        self.over = not self.lively
+        self.interactive = self.console.is_interactive
+        self.ended = False
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
-        self.machinery = _Lines(self)
+        self._log = logging.getLogger("cluster")
+        self._level_before = self._log.level
 
     def __enter__(self) -> Progress:
-        self.machinery.open()
-        if self.lively:
+        self._level_before = self._log.level
+        self._log.setLevel(logging.INFO)
+        self._log.addHandler(self)
+        if self.interactive:
             self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
-        self.over = True
-        if self.lively:
+        self.ended = True
+        if self.interactive:
             self.live.stop()
-        self.machinery.close()
+        self._log.removeHandler(self)
+        self._log.setLevel(self._level_before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A log message of the package `cluster`, above the table."""
+        say(self.console, record.getMessage())
 
     def __call__(self, number: int, event: dict[str, Any]) -> None:
         """One event of experiment `number`."""
-        row = self.rows[number]
-        kind = event["kind"]
+        row, kind = self.rows[number], event["kind"]
         if kind == "stage":
             row.stage = event["stage"]
             self._line(f"{row.name}: {row.stage}")
-        elif kind == "waiting":
-            row.stage = WAITING
-            self._line(f"{row.name}: {event['text']}", beside_table=True)
-        elif kind == "note":
-            self._line(f"{row.name}: {event['text']}", beside_table=True)
+        elif kind in ("waiting", "note"):
+            if kind == "waiting":
+                row.stage = WAITING
+            say(self.console, f"{row.name}: {event['text']}")
         elif kind in ("progress", "epoch"):
             self._training(row, event)
         elif kind == "finished":
@@ -123,8 +134,8 @@ class Progress:
             self._line(f"{row.name}: finished, test accuracy {event['accuracy']:.2%}")
         elif kind == "failed":
             row.stage = FAILED
-            # Where there is but one, the report that follows says it.
-            self._line(f"{row.name}: failed: {event['error']}", beside_table=len(self.rows) > 1)
+            if len(self.rows) > 1 or not self.interactive:  # for one experiment the report follows at once
+                say(self.console, f"{row.name}: failed: {event['error']}")
 
     def _training(self, row: Row, event: dict[str, Any]) -> None:
         step, steps = event["step"], event["steps_per_epoch"]
@@ -138,16 +149,13 @@ class Progress:
         eta = f", {row.eta()} to go" if row.eta() else ""
         self._line(f"{row.name}: {row.stage} epoch {row.epochs}{within}, loss {row.loss}{accuracy}{eta}")
 
-    def say(self, text: str) -> None:
-        """A line above the table, of no experiment."""
-        self._line(text, beside_table=True)
-
-    def _line(self, text: str, *, beside_table: bool = False) -> None:
-        if beside_table or not self.lively:
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+    def _line(self, text: str) -> None:
+        """A line in place of the table, where there is none."""
+        if not self.interactive:
+            say(self.console, text)
 
     def table(self) -> Table:
-        """The display as it stands."""
+        """The table as it stands."""
         titles = [title for title, width in COLUMNS.items() if self.console.width >= width]
         table = Table(box=None, pad_edge=False, caption_justify="left")
         for title in titles:
@@ -163,35 +171,12 @@ class Progress:
         return table
 
     def _shown(self) -> list[Row]:
-        """The rows for which the terminal has lines while the display lives, those that work first; else all."""
+        """As many rows as the terminal has lines, those with work first; all rows at the end."""
         room = max((self.console.height - 3) // (1 if self.console.width >= WIDE else 2), 1)
-        if self.over or len(self.rows) <= room:
+        if self.ended or not self.interactive or len(self.rows) <= room:
             return self.rows
         order = sorted(range(len(self.rows)), key=lambda number: not self.rows[number].working)
         return [self.rows[number] for number in sorted(order[:room])]
-
-
-class _Lines(logging.Handler):
-    """Shows what the package `cluster` logs: where its workers are, what became of them."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(logging.INFO)
-        self._progress = progress
-        self._logger = logging.getLogger("cluster")
-        self._level_before = logging.NOTSET
-
-    def open(self) -> None:
-        self._level_before = self._logger.level
-        self._logger.setLevel(logging.INFO)
-        self._logger.addHandler(self)
-
-    def close(self) -> None:
-        self._logger.removeHandler(self)
-        self._logger.setLevel(self._level_before)
-        super().close()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._progress.say(record.getMessage())
 
 
 def _duration(seconds: float) -> str:

@@ -1,29 +1,30 @@
-"""Publisher: brings MLflow level with what lies in the storage. The storage is the record, MLflow the view of it."""
+"""Publisher: brings MLflow up to date with the storage. The storage is the record, MLflow a view of it."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
 from cluster.tracking import Metric, RunRecord, Tracker
+from pipelines.progress import say
 from pipelines.run_folder import RunFolder
 
 Status = Literal["RUNNING", "FINISHED", "FAILED"]
 
 SECONDS_BETWEEN = 30.0
-"""between two looks at a running experiment, so that its curves grow in MLflow while it trains"""
+"""Between two updates of a running experiment, so that its curves grow in MLflow while it trains."""
 
 SECONDS_AFTER_FAILURE = 300.0
-"""between two attempts while MLflow does not answer: each may hold the driver for a minute"""
+"""Between two attempts while MLflow does not answer: each may block the driver for a minute."""
 
 
 class Publisher:
-    """Writes the runs of one suite to one MLflow store, from the driver alone."""
+    """Writes the runs of one suite to one MLflow store. Only the driver uses it."""
 
     def __init__(self, uri: str, storage: Path, suite: str, console: Console) -> None:
         self.uri = uri
@@ -35,32 +36,33 @@ class Publisher:
         self._not_before = 0.0
 
     def reach(self, required: bool) -> None:
-        """Reach MLflow. Where it is required, ValueError or ConnectionError says so before hours of training.
+        """Connect to MLflow.
 
-        It is not where a run goes on that was begun under it: that must not end because MLflow is away for a while.
+        required: ValueError or ConnectionError if that fails, before hours of training. A run that resumes does not
+        require MLflow: it must not fail because MLflow is away for a while.
         """
         try:
             self._connect()
         except ConnectionError as error:
             if required:
                 raise
-            self._say_later(error)
+            self._retry_later(error)
 
     def publish(self, folder: RunFolder, status: Status) -> str:
-        """All that is known of a run, idempotently; its MLflow run id."""
+        """Send everything known of a run, idempotently; returns its MLflow run id."""
         return self._connect().sync(self.suite, _record(folder, status))
 
     def try_to_publish(self, folder: RunFolder) -> None:
-        """A run that has begun, as it stands; a server that does not answer stops nothing."""
+        """Send a running experiment. If the server does not answer, the run continues."""
         if time.monotonic() < self._not_before:
             return
         try:
             self.publish(folder, "RUNNING")
         except ConnectionError as error:
-            self._say_later(error)
+            self._retry_later(error)
 
     def publish_now_and_then(self, folder: RunFolder) -> None:
-        """While it runs, seldom."""
+        """Send a running experiment, at most every `SECONDS_BETWEEN`."""
         now = time.monotonic()
         if now - self._last.setdefault(folder.path, now) < SECONDS_BETWEEN:
             return
@@ -68,21 +70,21 @@ class Publisher:
         if folder.read_description() is not None:
             self.try_to_publish(folder)
 
-    def publish_all(self, folders: Sequence[RunFolder], required: bool) -> list[str | None]:
-        """Every run that has begun, as it stands at the end: finished or failed; None for one that MLflow has not.
+    def publish_all(self, folders: Sequence[RunFolder], required: bool) -> dict[Path, str]:
+        """Send every run that has begun, as finished or failed; returns the MLflow run ids of those that were sent.
 
-        required: ConnectionError where MLflow does not answer; else it is said, as the runs themselves are whole.
+        required: ConnectionError if MLflow does not answer; otherwise a message, because the storage has everything.
         """
-        ids: list[str | None] = [None] * len(folders)
+        ids: dict[Path, str] = {}
         try:
-            for number, folder in enumerate(folders):
+            for path, folder in {folder.path: folder for folder in folders}.items():
                 if folder.read_description() is not None:
-                    ids[number] = self.publish(folder, "FINISHED" if folder.read_result() else "FAILED")
+                    ids[path] = self.publish(folder, "FINISHED" if folder.read_result() else "FAILED")
         except ConnectionError as error:
             text = f"{error} The storage has everything: start the same command again when MLflow answers"
             if required:
                 raise ConnectionError(text) from error
-            self.console.print(f"not in MLflow yet: {text}", style="yellow", soft_wrap=True, markup=False)
+            say(self.console, f"not in MLflow yet: {text}", "yellow")
         return ids
 
     def _connect(self) -> Tracker:
@@ -90,16 +92,14 @@ class Publisher:
             self._tracker = Tracker(self.uri, self._artifacts)
         return self._tracker
 
-    def _say_later(self, error: ConnectionError) -> None:
+    def _retry_later(self, error: ConnectionError) -> None:
         self._not_before = time.monotonic() + SECONDS_AFTER_FAILURE
-        text = f"MLflow does not answer now; it will be brought level later ({error})"
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(self.console, f"MLflow does not answer now; the runs will be sent later ({error})")
 
 
 def _record(folder: RunFolder, status: Status) -> RunRecord:
     result = folder.read_result()
     known: dict[str, Any] = result or folder.read_description() or {}
-    artifacts = [folder.path / "model.safetensors", folder.path / "arch.json"] if result else []
     return RunRecord(
         identity=known["identity"],
         name=known["name"],
@@ -107,7 +107,7 @@ def _record(folder: RunFolder, status: Status) -> RunRecord:
         tags=_tags(known),
         metrics=[Metric(r["key"], r["step"], r["value"], r["time_ms"]) for r in folder.read_history()],
         status=status,
-        artifacts=artifacts,
+        artifacts=[folder.path / "model.safetensors", folder.path / "arch.json"] if result else [],
     )
 
 
@@ -123,7 +123,7 @@ def _tags(known: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _flatten(value: dict[str, Any], prefix: str = ""):
+def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, plain value), lists as JSON."""
     for key, item in value.items():
         if isinstance(item, dict):

@@ -12,7 +12,7 @@ from pipelines.recipes import RECIPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The recipe that the first word names, with the options that follow; statuses as `cli.main`."""
+    """Run the recipe that the first word names with the options that follow; exit statuses as `cli.main`."""
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(f"usage: pipelines/run.py RECIPE [OPTIONS]\n\n{recipes()}\n\nOptions: pipelines/run.py RECIPE --help")
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def recipes() -> str:
-    """A line for each recipe: its name and what its docstring begins with."""
+    """A line for each recipe: its name and the first line of its docstring."""
     width = max(map(len, RECIPES))
     return "\n".join(f"  {name:{width}}  {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
 

@@ -54,9 +54,9 @@ TRAINS_NOTHING = (Pretrained,)
 
 
 def methods() -> dict[str, Any]:
-    """Name -> config; one or more for each class in METHODS."""
-    configs = [config for made_of in METHODS for config in EXAMPLES.get(made_of) or [made_of()]]
-    return {f"{METHODS[type(config)].__name__}, {config.label}": config for config in configs}
+    """Name -> config; one or more for each method."""
+    configs = {name: EXAMPLES.get(made_of) or [made_of()] for name, made_of in METHODS.items()}
+    return {f"{name}, {config.label}": config for name, of_name in configs.items() for config in of_name}
 
 
 def objectives() -> dict[str, Any]:

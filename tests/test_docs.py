@@ -32,17 +32,22 @@ from compression.objectives import OBJECTIVES, CrossEntropy
 from compression.objectives.base import Objective
 from pipelines import cli, prepare
 from pipelines.recipes import RECIPES
-from pipelines.recipes.parts import METHODS as METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTRIBUTING, CARDS, README, DATA = (
-    (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/methods.md", "README.md", "docs/data.md")
-)
+CONTRIBUTING, CARDS = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/methods.md"))
+PAGES = {
+    "README": (ROOT / "README.md").read_text(),
+    "manifests": (ROOT / "cluster/manifests/README.md").read_text(),
+    "recipes": "\n".join(recipe.__doc__ or "" for recipe in RECIPES.values()),
+    **{path.stem: path.read_text() for path in ROOT.glob("docs/*.md")},
+}
+"""Texts that show commands."""
+
 CHAPTERS = {
     "Criteria": CRITERIA,
     "Allocations": ALLOCATIONS,
     "Objectives": OBJECTIVES,
-    "Methods": METHOD_NAMES,
+    "Methods": METHODS,
 }
 """Chapter of docs/methods.md -> what it must have a card for."""
 
@@ -101,10 +106,6 @@ def test_every_name_has_a_card_and_every_card_a_name(chapter: str):
     assert set(cards(chapter)) == set(CHAPTERS[chapter])
 
 
-def test_the_methods_of_the_command_line_are_all_methods():
-    assert set(METHOD_NAMES.values()) == set(METHODS)
-
-
 @pytest.mark.parametrize("chapter", ["Criteria", "Objectives", "Methods"])
 def test_a_card_names_the_sources_of_its_code(chapter: str):
     for name, card in cards(chapter).items():
@@ -128,7 +129,7 @@ def settings(config: Any) -> str:
 
 def test_the_table_of_names_has_every_name_label_and_default():
     options = {
-        "--method": {name: [config().label, ""] for name, config in METHOD_NAMES.items()},
+        "--method": {name: [config().label, ""] for name, config in METHODS.items()},
         "--criterion": {name: [config().label, settings(config())] for name, config in CRITERIA.items()},
         "--distillation": {name: [config().label, settings(config())] for name, config in OBJECTIVES.items()},
         "--method.allocation": {name: [f"({name})" if name != "global" else "", ""] for name in ALLOCATIONS},
@@ -139,18 +140,18 @@ def test_the_table_of_names_has_every_name_label_and_default():
 
 
 def test_the_pages_are_short_enough_to_read():
-    assert len(CONTRIBUTING.splitlines()) < 200
+    assert len(CONTRIBUTING.splitlines()) < 225
     assert len(CARDS.splitlines()) < 480
 
 
 # Commands
 
 
-@pytest.mark.parametrize("text", [README, CARDS, DATA], ids=["README", "methods", "data"])
-def test_commands_in_the_pages_can_be_given(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_pages_can_be_given(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    given = commands(text)
-    assert len(given) >= 4
+    given = commands(PAGES[page])
+    assert len(given) >= {"README": 8, "methods": 15, "data": 4, "recipes": 20}.get(page, 0)
     for words in given:
         if words[0] == "pipelines/prepare.py":
             prepare._parser().parse_args(words[1:])
@@ -300,13 +301,14 @@ from compression import artifact
 from pipelines import cli
 from pipelines.execute import Work, execute
 from pipelines.experiment import Placement
-from pipelines.recipes import digits_epsd
+from pipelines.recipes import RECIPES
 
 assert Path(compression.__file__).is_relative_to(Path.cwd())
 storage = Path.cwd() / "storage"
 works = []
 for line in sys.stdin:
-    experiment = cli.parse(digits_epsd, line.split()).experiment
+    recipe, *options = line.split()
+    experiment = cli.parse(RECIPES[recipe], options).experiment
     works.append(Work(experiment, Placement(), storage, {}))
 for outcome in launch(execute, works, Group(storage=str(storage)), lambda number, event: None):
     assert outcome.error is None, outcome.traceback
@@ -321,11 +323,11 @@ print(*folders)
 @pytest.fixture(scope="module")
 def runs(copy: Path) -> list[Path]:
     """The folders of the runs that CONTRIBUTING.md starts, in its order, run in the copy."""
-    given = commands(CONTRIBUTING)
-    assert {words[0] for words in given} == {"pipelines/digits_epsd.py"}
+    given = [words[1:] if words[0] == "pipelines/run.py" else words for words in commands(CONTRIBUTING)]
+    lines = [" ".join([Path(recipe).stem, *options]) for recipe, *options in given]
     done = subprocess.run(
         [sys.executable, "-c", RUN],
-        input="".join(f"{' '.join(words[1:])}\n" for words in given),
+        input="\n".join(lines),
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -337,14 +339,16 @@ def runs(copy: Path) -> list[Path]:
     return [Path(folder) for folder in done.stdout.split()]
 
 
-def test_the_examples_are_four_files_and_their_registration():
+def test_the_examples_are_five_files_and_their_registration():
     assert [path for path, _ in examples()] == [
         "compression/criteria/gradient.py",
         "compression/objectives/confidence.py",
         "compression/methods/shuffled.py",
         "compression/models/small.py",
+        "pipelines/recipes/small.py",
     ]
-    assert len(changes()) == 5
+    added = [line for lines in changes().values() for line in lines if line.startswith("+")]
+    assert len(added) == 5 * 2, "an import and a line in the registry"
 
 
 def test_a_diff_is_applied_where_it_says():
@@ -427,8 +431,14 @@ def test_method_and_model_of_the_example_train_and_their_artefact_loads(runs: li
     assert all(not network[name][~mask].any() for name, mask in masks.items())
 
 
+def test_a_recipe_of_the_example_has_its_own_options(runs: list[Path]):
+    result = json.loads((runs[2] / "result.json").read_text())
+    assert result["name"] == "magnitude, shuffled + CE at 0.5, small on digits, seed 0"
+    assert result["experiment"]["training"]["epochs"] == 1
+
+
 def test_the_examples_are_registered_only_in_the_copy(runs: list[Path]):
-    assert len(runs) == 2
+    assert len(runs) == 3
     assert "gradient" not in CRITERIA
     assert "confidence" not in OBJECTIVES
     assert "small" not in MODELS

@@ -51,8 +51,8 @@ def test_every_recipe_is_frozen():
 def test_no_option_is_lost(recipe: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         cli.main(RECIPES[recipe], ["--help"])
-    found = set(re.findall(r"^[│|\s]*(--[\w.-]+)", capsys.readouterr().out, re.MULTILINE))
-    assert [option for option in OPTIONS[recipe].split() if option not in found] == []
+    found = set(re.findall(r"(?:^[│|\s]*|, )(--[\w.-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert [option for option in OPTIONS[recipe].split() if cli.RENAMED.get(option, option) not in found] == []
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cluster.group import Group
 from cluster.launch import launch
 from compression import artifact
 from compression.batch import Batch
-from compression.methods import EPSD, METHODS, Dense, EarlyPruning
+from compression.methods import EPSD, METHODS, Dense, EarlyPruning, MethodConfig
 from compression.objectives import CrossEntropy, CrossEntropyConfig, DLBConfig, PSKDConfig
 from compression.session import Session
 from pipelines.data.config import CIFAR10, Digits
@@ -185,7 +185,7 @@ def test_frozen_batchnorm_keeps_its_statistics_and_learns_the_rest(tmp_path: Pat
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(MethodConfig):
     """A method that a test writes."""
 
     objective: Any = field(default_factory=CrossEntropyConfig)
@@ -227,9 +227,9 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable
     monkeypatch.setattr("pipelines.costs.LATENCY_BATCHES", (1,))
 
     def run(method: Callable[[Session], nn.Module]) -> Probed:
-        monkeypatch.setitem(METHODS, Probe, lambda session, config: method(session))
-        config: Any = Probe()
-        experiment = Experiment(config, data=FEW_DIGITS, training=BRIEF)
+        monkeypatch.setitem(METHODS, "probe", Probe)
+        monkeypatch.setattr(Probe, "run", lambda self, session: method(session))
+        experiment = Experiment(Probe(), data=FEW_DIGITS, training=BRIEF)
         [outcome] = run_here(open_storage(tmp_path), experiment)
         assert outcome.error is None, outcome.traceback
         return Probed(RunFolder(tmp_path, experiment.identity), steps)
@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path):
 def test_a_layer_pruned_to_nothing_is_an_error_before_training(tmp_path: Path):
     storage = open_storage(tmp_path)
     strict = Experiment(EarlyPruning(sparsity=0.9995), training=SHORT)
-    allowed = dataclasses.replace(strict, method=dataclasses.replace(strict.method, allow_empty=True))
+    allowed = Experiment(EarlyPruning(sparsity=0.9995, allow_empty=True), training=SHORT)
     refused, ran = run_here(storage, strict, allowed)
     assert "nothing is left of" in str(refused.error)
     assert "allow_empty" in str(refused.error)
@@ -424,7 +424,7 @@ def test_runs_are_tracked_whole_and_only_once(tmp_path: Path):
     shown = io.StringIO()
     again = run_experiments(experiments, placement, "suite", "recipe", Console(file=shown))
     assert all(end.before for end in again)
-    assert "finished before" in shown.getvalue()
+    assert "already finished" in shown.getvalue()
     assert [end.run_id for end in again] == [end.run_id for end in ended]
     assert len(client.search_runs([suite.experiment_id])) == 2
 

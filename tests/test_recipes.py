@@ -1,9 +1,8 @@
-"""Recipes: the published settings that they name, by hand; and what they refuse."""
+"""Recipes: the published settings that they name, checked by hand; and the errors for wrong choices."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,12 @@ from compression.objectives import CrossEntropyConfig, CSKDConfig, LabelSmoothin
 from pipelines.data.config import CUB, ImageNet, TinyImageNet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Linear, MultiStep, factor_at, parameter_groups, without_vector_decay
-from pipelines.recipes import RECIPES, Choices
+from pipelines.recipes import RECIPES
 from pipelines.recipes.imagenet import SCHEDULES
-
-NOWHERE = Path("nowhere")
 
 
 def experiment(recipe: str, **choices: str) -> Experiment:
-    return RECIPES[recipe](Choices(**choices), NOWHERE)  # pyright: ignore[reportArgumentType]
+    return RECIPES[recipe](**choices)
 
 
 def sizes(data: ImageNet, epochs: int) -> list[int | None]:
@@ -86,16 +83,28 @@ def test_birds_and_small_images() -> None:
     assert experiment("tiny_imagenet_prune_then_distill").data == TinyImageNet()
 
 
-def test_an_unknown_schedule_is_refused_and_so_is_one_where_there_is_only_one() -> None:
+def test_wrong_choices_are_errors_that_say_what_to_type() -> None:
     with pytest.raises(ValueError, match=r"no schedule 'ffcv17'; did you mean ffcv16"):
         experiment("imagenet_epsd", schedule="ffcv17")
-    for recipe in ("cifar10_epsd", "cub_epsd", "cifar10_pdd", "cifar100_prune_then_distill"):
-        with pytest.raises(ValueError, match="--schedule goes with ImageNet's recipes"):
-            experiment(recipe, schedule="ffcv16")
+    with pytest.raises(ValueError, match=r"method dense has no --criterion; these methods have it: early_pruning"):
+        experiment("digits_epsd", method="dense", criterion="snip")
+    with pytest.raises(ValueError, match=r"method pdd has no --distillation; these .*: dense, early_pruning, epsd, it"):
+        experiment("digits_epsd", method="pdd", distillation="kd")
+    for method in ("epsd", "pdd"):
+        with pytest.raises(ValueError, match="set --distillation to kd, tf_kd_self"):
+            experiment("digits_epsd", method=method, teacher="resnet56")
+    with pytest.raises(TypeError, match="schedule"):
+        experiment("cifar10_epsd", schedule="ffcv16")
 
 
-def test_a_learning_rate_along_a_line() -> None:
-    """Up over two of eight steps, then down to a half of the peak."""
+@pytest.mark.parametrize("method", ["epsd", "dense", "early_pruning", "iterative_magnitude"])
+def test_the_teacher_of_an_objective_is_trained_like_the_student(method: str) -> None:
+    student = experiment("digits_epsd", method=method, distillation="kd", teacher="resnet56")
+    assert student.method.objective.teacher == replace(student, method=Dense(), model="resnet56")
+
+
+def test_linear_schedule_after_warm_up() -> None:
+    """Up over two of eight steps, then down to half of the peak."""
     factors = [factor_at(step, 8, 2, Linear(final=0.5)) for step in range(8)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 11 / 12, 10 / 12, 9 / 12, 8 / 12, 7 / 12])
 

@@ -84,7 +84,7 @@ def test_a_server_killed_mid_run_loses_no_number(
     assert ended.error is None
     assert ended.result is not None
     assert ended.run_id is None
-    assert "MLflow does not answer now; it will be brought level later" in said
+    assert "MLflow does not answer now; the runs will be sent later" in said
     assert "not in MLflow yet" in said
     assert "start the same command again when MLflow answers" in said
 

@@ -20,7 +20,7 @@ from cluster.group import Group
 from cluster.launch import launch
 from cluster.worker import Outcome
 from compression import artifact, cost
-from compression.methods import METHODS, Dense, IterativeMagnitude, PruneThenDistill
+from compression.methods import METHODS, Dense, IterativeMagnitude, MethodConfig, PruneThenDistill
 from compression.objectives import KD, CrossEntropyConfig, KDConfig, TfKDSelfConfig
 from compression.session import Session
 from pipelines.data.config import Augmentation, Digits, Images
@@ -183,7 +183,7 @@ def test_a_student_of_two_workers_goes_on_in_the_middle(images: Images, storage:
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(MethodConfig):
     """Asks for a teacher and shows it."""
 
     teacher: Any = None
@@ -195,11 +195,12 @@ class Asking:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     networks: list[nn.Module] = []
 
-    def asking(session: Session, config: Asking) -> nn.Module:
-        networks.append(session.teacher(config.teacher))
+    def run(self: Asking, session: Session) -> nn.Module:
+        networks.append(session.teacher(self.teacher))
         return session.train("train", session.model(), KD(networks[-1]))
 
-    monkeypatch.setitem(METHODS, Asking, asking)
+    monkeypatch.setitem(METHODS, "asking", Asking)
+    monkeypatch.setattr(Asking, "run", run)
     return networks
 
 

@@ -47,7 +47,7 @@ from pipelines.data.config import CIFAR10
 from pipelines.data.loader import Loader
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement, Training
-from pipelines.recipes import Choices, digits_epsd
+from pipelines.recipes import digits_epsd
 
 EPOCHS = 6
 """Of the small run: the shortest in which its steps are most of it."""
@@ -156,7 +156,7 @@ def _part(case: Case, device: torch.device) -> Part:
 
 def one_worker(folder: Path, seconds: float = 4.0) -> list[dict[str, Any]]:
     """{"stage", "ratio": predicted / measured seconds} of the small run's stages, and of both together."""
-    experiment = digits_epsd(Choices(), folder)
+    experiment = digits_epsd()
     experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, epochs=EPOCHS))
     plans = [planned(experiment, folder / "before", seconds)]
     work = Work(experiment, Placement(storage=str(folder)), folder, {})

@@ -20,7 +20,7 @@ from benchmarks.planning.data import Found
 from compression import allocation, gates, models
 from compression.batch import Batch, Info
 from compression.masks import Masks
-from compression.methods import METHODS, Dense
+from compression.methods import Dense
 from compression.objectives.base import Objective
 from pipelines.data.config import Data
 from pipelines.data.loader import Loader
@@ -109,7 +109,7 @@ class Theatre:
             if experiment.data not in self._data:
                 self._data[experiment.data] = self._find(experiment.data)
             session = Rehearsal(self, experiment, self._data[experiment.data])
-            model = METHODS[type(experiment.method)](session, experiment.method)
+            model = experiment.method.run(session)
             session.evaluate(model, "test")
             self._done[experiment.identity] = model
         return self._done[experiment.identity]

@@ -1,12 +1,13 @@
 """How much each weight matters: a model and batches -> parameter name -> score, higher is kept."""
 
+from compression.criteria.base import CriterionConfig
 from compression.criteria.force import FORCEConfig, force
 from compression.criteria.grasp import GraSPConfig, grasp
 from compression.criteria.iter_snip import IterSNIPConfig, iter_snip
 from compression.criteria.magnitude import MagnitudeConfig, magnitude
 from compression.criteria.prospr import ProsPrConfig, prospr
 from compression.criteria.random import RandomConfig, random
-from compression.criteria.registry import CRITERIA, CriterionConfig
+from compression.criteria.registry import CRITERIA
 from compression.criteria.snip import SNIPConfig, snip
 from compression.criteria.synflow import SynFlowConfig, synflow
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added
-from compression.criteria.chunks import check_chunk_size, mean_gradients
+from compression.criteria.base import GradientCriterionConfig
+from compression.criteria.chunks import mean_gradients
 from compression.criteria.rounds import Criterion, Rounds, in_rounds
 from compression.masks import prunable
 from compression.objectives.base import Objective, check_positive
@@ -38,24 +38,17 @@ def force(
 
 
 @dataclass(frozen=True)
-class FORCEConfig:
+class FORCEConfig(GradientCriterionConfig):
     """Connection sensitivity in rounds; pruned weights may come back."""
 
     rounds: int = 10
-    """of scoring and pruning a little more"""
-    batches: int = 1
-    """how many training batches the gradient is averaged over"""
-    chunk_size: int | None = added(None)
-    """images scored at once, for less memory; None: a whole batch"""
+    """rounds of scoring and pruning"""
 
     label = "FORCE"
 
     def __post_init__(self) -> None:
-        check_positive(rounds=self.rounds, batches=self.batches)
-        check_chunk_size(self.chunk_size)
-
-    def num_batches(self, objective: Objective) -> int:
-        return self.batches
+        super().__post_init__()
+        check_positive(rounds=self.rounds)
 
     @property
     def score(self) -> Criterion:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added
-from compression.criteria.chunks import ChunkedLoss, check_chunk_size
+from compression.criteria.base import GradientCriterionConfig
+from compression.criteria.chunks import ChunkedLoss
 from compression.criteria.functional import check_batches, detached_buffers
 from compression.criteria.rounds import Criterion
 from compression.criteria.second_order import CheapSecondOrder
@@ -73,25 +73,19 @@ def grasp(
 
 
 @dataclass(frozen=True)
-class GraSPConfig:
+class GraSPConfig(GradientCriterionConfig):
     """Gradient signal preservation: weight times Hessian-gradient product."""
 
     batches: int = 2
     """parts over which gradient and Hessian are summed"""
     temperature: float = 200.0
     """divides the logits"""
-    chunk_size: int | None = added(None)
-    """images scored at once, for less memory; None: a whole part"""
 
     label = "GraSP"
-    rounds = 1
 
     def __post_init__(self) -> None:
-        check_positive(batches=self.batches, temperature=self.temperature)
-        check_chunk_size(self.chunk_size)
-
-    def num_batches(self, objective: Objective) -> int:
-        return self.batches
+        super().__post_init__()
+        check_positive(temperature=self.temperature)
 
     @property
     def score(self) -> Criterion:

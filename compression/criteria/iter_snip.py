@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added
-from compression.criteria.chunks import check_chunk_size
-from compression.criteria.force import force
+from compression.criteria.force import FORCEConfig, force
 from compression.criteria.rounds import Criterion, Rounds, in_rounds
-from compression.objectives.base import Objective, check_positive
+from compression.objectives.base import Objective
 
 
 @in_rounds(Rounds(num_kept=math.floor))
@@ -40,24 +38,10 @@ def iter_snip(
 
 
 @dataclass(frozen=True)
-class IterSNIPConfig:
+class IterSNIPConfig(FORCEConfig):
     """Connection sensitivity in rounds; what is pruned stays pruned."""
 
-    rounds: int = 10
-    """of scoring and pruning a little more"""
-    batches: int = 1
-    """how many training batches the gradient is averaged over"""
-    chunk_size: int | None = added(None)
-    """images scored at once, for less memory; None: a whole batch"""
-
     label = "Iter-SNIP"
-
-    def __post_init__(self) -> None:
-        check_positive(rounds=self.rounds, batches=self.batches)
-        check_chunk_size(self.chunk_size)
-
-    def num_batches(self, objective: Objective) -> int:
-        return self.batches
 
     @property
     def score(self) -> Criterion:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.rounds import Criterion
+from compression.criteria.base import CriterionConfig
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
@@ -22,15 +22,11 @@ def magnitude(model: nn.Module, batches: Sequence[Batch] = (), objective: Object
 
 
 @dataclass(frozen=True)
-class MagnitudeConfig:
+class MagnitudeConfig(CriterionConfig):
     """Absolute value of the weight; at initialisation a baseline without any data."""
 
     label = "magnitude"
-    rounds = 1
+    score = staticmethod(magnitude)
 
     def num_batches(self, objective: Objective) -> int:
         return 0
-
-    @property
-    def score(self) -> Criterion:
-        return magnitude

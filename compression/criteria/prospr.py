@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.config import added
+from compression.criteria.base import CriterionConfig
 from compression.criteria.chunks import ChunkedLoss, check_chunk_size
 from compression.criteria.functional import check_batches, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
@@ -103,7 +104,7 @@ def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None
 
 
 @dataclass(frozen=True)
-class ProsPrConfig:
+class ProsPrConfig(CriterionConfig):
     """Prospect pruning: scores by the meta-gradient through a few training steps."""
 
     steps: int = 3
@@ -116,7 +117,6 @@ class ProsPrConfig:
     """with first_order, images scored at once, for less memory; None: a whole batch"""
 
     label = "ProsPr"
-    rounds = 1
 
     def __post_init__(self) -> None:
         check_inner(self.steps, self.lr, self.first_order, self.chunk_size)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
+from compression.criteria.base import CriterionConfig
 from compression.criteria.rounds import Criterion
 from compression.masks import prunable
 from compression.objectives.base import Objective
@@ -31,14 +32,13 @@ def random(
 
 
 @dataclass(frozen=True)
-class RandomConfig:
-    """Weights drawn by lot, all layers alike."""
+class RandomConfig(CriterionConfig):
+    """Random scores, the same distribution in every layer."""
 
     seed: int = 0
-    """of the draw; the experiment's own seed does not change it"""
+    """of the scores; the experiment's own seed does not change it"""
 
     label = "random"
-    rounds = 1
 
     def num_batches(self, objective: Objective) -> int:
         return 0

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added
-from compression.criteria.chunks import check_chunk_size, mean_gradients
+from compression.criteria.base import GradientCriterionConfig
+from compression.criteria.chunks import mean_gradients
 from compression.criteria.rounds import Criterion
 from compression.masks import prunable
-from compression.objectives.base import Objective, check_positive
+from compression.objectives.base import Objective
 
 
 def snip(
@@ -30,23 +30,10 @@ def snip(
 
 
 @dataclass(frozen=True)
-class SNIPConfig:
+class SNIPConfig(GradientCriterionConfig):
     """Connection sensitivity: weight times gradient."""
 
-    batches: int = 1
-    """how many training batches the gradient is averaged over"""
-    chunk_size: int | None = added(None)
-    """images scored at once, for less memory; None: a whole batch"""
-
     label = "SNIP"
-    rounds = 1
-
-    def __post_init__(self) -> None:
-        check_positive(batches=self.batches)
-        check_chunk_size(self.chunk_size)
-
-    def num_batches(self, objective: Objective) -> int:
-        return self.batches
 
     @property
     def score(self) -> Criterion:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compression.batch import Batch
+from compression.criteria.base import CriterionConfig
 from compression.criteria.functional import check_batches
-from compression.criteria.rounds import Criterion
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
@@ -48,20 +48,14 @@ def synflow(
 
 
 @dataclass(frozen=True)
-class SynFlowConfig:
+class SynFlowConfig(CriterionConfig):
     """Synaptic flow: no data, many rounds."""
 
     rounds: int = 100
-    """of scoring and pruning a little more"""
+    """rounds of scoring and pruning"""
 
     label = "SynFlow"
+    score = staticmethod(synflow)
 
     def __post_init__(self) -> None:
         check_positive(rounds=self.rounds)
-
-    def num_batches(self, objective: Objective) -> int:
-        return 1
-
-    @property
-    def score(self) -> Criterion:
-        return synflow

@@ -1,7 +1,6 @@
-"""Whole methods: a Session and a config -> a trained network. One file a paper."""
+"""Methods: a Session and a config -> a trained network. One file for each paper."""
 
-from typing import TypeAlias
-
+from compression.methods.base import MethodConfig
 from compression.methods.dense import Dense, dense
 from compression.methods.early_pruning import EarlyPruning, early_pruning
 from compression.methods.epsd import EPSD, epsd
@@ -9,21 +8,7 @@ from compression.methods.iterative_magnitude import IterativeMagnitude, iterativ
 from compression.methods.pdd import PDD, pdd
 from compression.methods.pretrained import Pretrained, pretrained
 from compression.methods.prune_then_distill import PruneThenDistill, prune_then_distill
-
-MethodConfig: TypeAlias = Dense | EarlyPruning | EPSD | IterativeMagnitude | PruneThenDistill | PDD | Pretrained
-"""A frozen dataclass with `label` and `objective`; `sparsity` where weights are masked; `controls()` where a claim is
-read off only beside other runs."""
-
-METHODS = {
-    Dense: dense,
-    EarlyPruning: early_pruning,
-    EPSD: epsd,
-    IterativeMagnitude: iterative_magnitude,
-    PruneThenDistill: prune_then_distill,
-    PDD: pdd,
-    Pretrained: pretrained,
-}
-"""Config class -> the function that carries it out."""
+from compression.methods.registry import METHODS, name_of
 
 __all__ = [
     "EPSD",
@@ -39,6 +24,7 @@ __all__ = [
     "early_pruning",
     "epsd",
     "iterative_magnitude",
+    "name_of",
     "pdd",
     "pretrained",
     "prune_then_distill",

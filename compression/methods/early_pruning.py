@@ -7,7 +7,7 @@ With ProsPr as criterion and a self-distillation objective this is the "simple c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import nn
 
@@ -16,12 +16,13 @@ from compression.choose import choose
 from compression.config import added
 from compression.criteria import CriterionConfig, ProsPrConfig
 from compression.criteria.chunks import check_scoring_batch_size
-from compression.objectives import CrossEntropy, CrossEntropyConfig, ObjectiveConfig
+from compression.methods.base import MethodConfig
+from compression.objectives import CrossEntropy, CrossEntropyConfig, CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
 
 
 @dataclass(frozen=True)
-class EarlyPruning:
+class EarlyPruning(MethodConfig):
     """Prune at initialisation by a criterion under cross-entropy, then train by an objective."""
 
     criterion: CriterionConfig = field(default_factory=ProsPrConfig)
@@ -39,6 +40,8 @@ class EarlyPruning:
     """how the density falls over several rounds: exponential or linear"""
     scoring_batch_size: int | None = added(None)
     """images in each batch that is scored; None: the training's batch size"""
+
+    options: ClassVar = {"distillation": "objective", "criterion": "criterion"}
 
     def __post_init__(self) -> None:
         allocation.check_sparsity(self.sparsity)
@@ -60,6 +63,13 @@ class EarlyPruning:
             others.append(self.schedule)
         criterion = f"{self.criterion.label} ({', '.join(others)})" if others else self.criterion.label
         return f"{criterion} + {self.objective.label}"
+
+    @classmethod
+    def at(cls, sparsity: float, **values: Any) -> Self:
+        return super().at(sparsity, **{"objective": CSKDConfig(), **values})
+
+    def run(self, session: Session) -> nn.Module:
+        return early_pruning(session, self)
 
 
 def early_pruning(session: Session, config: EarlyPruning) -> nn.Module:

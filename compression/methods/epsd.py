@@ -8,6 +8,7 @@ detail; here the score is ProsPr's meta-gradient (arXiv 2202.08132) of that loss
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -15,12 +16,13 @@ from compression import allocation, criteria
 from compression.config import added
 from compression.criteria.chunks import check_scoring_batch_size
 from compression.criteria.prospr import check_inner
+from compression.methods.base import MethodConfig
 from compression.objectives import CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
 
 
 @dataclass(frozen=True)
-class EPSD:
+class EPSD(MethodConfig):
     """Prune at initialisation by the self-distillation loss, then train by it."""
 
     distillation: ObjectiveConfig = field(default_factory=CSKDConfig)
@@ -39,6 +41,8 @@ class EPSD:
     chunk_size: int | None = added(None)
     """with first_order, images scored at once, for less memory; None: a whole batch"""
 
+    options: ClassVar = {"distillation": "distillation"}
+
     def __post_init__(self) -> None:
         allocation.check_sparsity(self.sparsity)
         check_inner(self.inner_steps, self.inner_lr, self.first_order, self.chunk_size)
@@ -46,12 +50,14 @@ class EPSD:
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What it trains by, under the name that every method has for it."""
         return self.distillation
 
     @property
     def label(self) -> str:
         return f"EPSD ({self.distillation.label})"
+
+    def run(self, session: Session) -> nn.Module:
+        return epsd(session, self)
 
 
 def epsd(session: Session, config: EPSD) -> nn.Module:

@@ -8,19 +8,20 @@ Three ways to train again: the weights go back to an early epoch (lottery ticket
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
 from compression import allocation, criteria
 from compression.masks import Masks, prunable
+from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropyConfig, ObjectiveConfig
 from compression.session import Session, objective_of
 
 
 @dataclass(frozen=True)
-class IterativeMagnitude:
+class IterativeMagnitude(MethodConfig):
     """Rounds of pruning the smallest surviving weights and training again."""
 
     rounds: int = 4
@@ -40,6 +41,8 @@ class IterativeMagnitude:
     objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
     allow_empty: bool = False
     """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+
+    options: ClassVar = {"distillation": "objective"}
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -66,6 +69,13 @@ class IterativeMagnitude:
     def label(self) -> str:
         name = {"weights": "LTH", "learning_rate": "IMP, LR rewinding", "restart": "IMP, restart"}[self.rewind]
         return name if self.objective.label == "CE" else f"{name} ({self.objective.label})"
+
+    @classmethod
+    def at(cls, sparsity: float, **values: Any) -> Self:
+        return cls(rounds=allocation.rounds_for_ratio(sparsity), **values)
+
+    def run(self, session: Session) -> nn.Module:
+        return iterative_magnitude(session, self)
 
 
 def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Module:

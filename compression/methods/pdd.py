@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from compression import channels, compaction, gates
 from compression.batch import Batch
 from compression.gates import CostName, Gates
+from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropy, CrossEntropyConfig, KDConfig, Objective, ObjectiveConfig
 from compression.objectives.base import Model, check_positive
 from compression.session import Session
 
 
 @dataclass(frozen=True)
-class PDD:
+class PDD(MethodConfig):
     """Learn from a teacher, and which channels to keep, at once; remove the others; fine-tune."""
 
     teacher: Any = None
@@ -72,6 +73,9 @@ class PDD:
     def controls(self) -> list[PDD]:
         """The same without a teacher."""
         return [replace(self, distill=False)] if self.distill else []
+
+    def run(self, session: Session) -> nn.Module:
+        return pdd(session, self)
 
 
 class Budgeted(Objective):

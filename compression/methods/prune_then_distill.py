@@ -17,6 +17,7 @@ from torch import nn
 from compression import students
 from compression.inheritance import inherit
 from compression.masks import Masks, prunable
+from compression.methods.base import MethodConfig
 from compression.methods.iterative_magnitude import IterativeMagnitude
 from compression.objectives import (
     KD,
@@ -35,7 +36,7 @@ Source = Literal["pruned", "dense", "none", "label_smoothing"]
 
 
 @dataclass(frozen=True)
-class PruneThenDistill:
+class PruneThenDistill(MethodConfig):
     """Prune a teacher, build the student it implies, distil."""
 
     teacher: Any = None
@@ -67,6 +68,10 @@ class PruneThenDistill:
         return IterativeMagnitude(self.rounds, rewind="restart", dense=self.teacher, retraining=self.retraining)
 
     @property
+    def same_model_as(self) -> Any:
+        return self.teacher if self.student == "derived" else None
+
+    @property
     def objective(self) -> ObjectiveConfig:
         """What the student trains by."""
         if self.source == "none":
@@ -90,6 +95,9 @@ class PruneThenDistill:
         """The same student, trained by what the claim has to be compared with."""
         others: tuple[Source, ...] = ("dense", "none", "label_smoothing")
         return [replace(self, source=source) for source in others] if self.source == "pruned" else []
+
+    def run(self, session: Session) -> nn.Module:
+        return prune_then_distill(session, self)
 
 
 def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,31 +16,29 @@ from compression.models.resnet_cifar import ResNetCIFAR
 from compression.models.vgg_cifar import VGG
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet20": lambda num_classes, **kw: ResNetCIFAR(20, num_classes, **kw),
-    "resnet32": lambda num_classes, **kw: ResNetCIFAR(32, num_classes, **kw),
-    "resnet44": lambda num_classes, **kw: ResNetCIFAR(44, num_classes, **kw),
-    "resnet56": lambda num_classes, **kw: ResNetCIFAR(56, num_classes, **kw),
-    "resnet110": lambda num_classes, **kw: ResNetCIFAR(110, num_classes, **kw),
-    "vgg3": lambda num_classes, **kw: VGG(vgg_cifar.VGG3, num_classes, **kw),
-    "vgg11": lambda num_classes, **kw: VGG(vgg_cifar.VGG11, num_classes, **kw),
-    "vgg13": lambda num_classes, **kw: VGG(vgg_cifar.VGG13, num_classes, **kw),
-    "vgg16": lambda num_classes, **kw: VGG(vgg_cifar.VGG16, num_classes, **kw),
-    "vgg19": lambda num_classes, **kw: VGG(vgg_cifar.VGG19, num_classes, **kw),
-    "vgg11_mlp": lambda num_classes, **kw: VGG(vgg_cifar.VGG11_MLP, num_classes, **kw),
-    "vgg16_mlp": lambda num_classes, **kw: VGG(vgg_cifar.VGG16_MLP, num_classes, **kw),
-    "vgg11_ptd": lambda num_classes, **kw: VGG(vgg_cifar.VGG11_PTD, num_classes, **kw),
-    "vgg19_ptd": lambda num_classes, **kw: VGG(vgg_cifar.VGG19_PTD, num_classes, **kw),
-    "vgg19_ptd_double": lambda num_classes, **kw: VGG(vgg_cifar.VGG19_PTD_DOUBLE, num_classes, **kw),
-    "vgg16_tiny": lambda num_classes, **kw: VGG(vgg_cifar.VGG16_TINY, num_classes, **kw),
-    "resnet18_small": lambda num_classes, **kw: resnet.small_images(18, num_classes, **kw),
-    "resnet34_small": lambda num_classes, **kw: resnet.small_images(34, num_classes, **kw),
-    "resnet50_small": lambda num_classes, **kw: resnet.small_images(50, num_classes, **kw),
-    "resnet18_small_double": lambda num_classes, **kw: resnet.small_images(
-        18, num_classes, **{"stage_widths": [128, 256, 512, 1024], **kw}
-    ),
-    "resnet18": lambda num_classes, **kw: resnet.imagenet(18, num_classes, **kw),
-    "resnet34": lambda num_classes, **kw: resnet.imagenet(34, num_classes, **kw),
-    "resnet50": lambda num_classes, **kw: resnet.imagenet(50, num_classes, **kw),
+    "resnet20": partial(ResNetCIFAR, 20),
+    "resnet32": partial(ResNetCIFAR, 32),
+    "resnet44": partial(ResNetCIFAR, 44),
+    "resnet56": partial(ResNetCIFAR, 56),
+    "resnet110": partial(ResNetCIFAR, 110),
+    "vgg3": partial(VGG, vgg_cifar.VGG3),
+    "vgg11": partial(VGG, vgg_cifar.VGG11),
+    "vgg13": partial(VGG, vgg_cifar.VGG13),
+    "vgg16": partial(VGG, vgg_cifar.VGG16),
+    "vgg19": partial(VGG, vgg_cifar.VGG19),
+    "vgg11_mlp": partial(VGG, vgg_cifar.VGG11_MLP),
+    "vgg16_mlp": partial(VGG, vgg_cifar.VGG16_MLP),
+    "vgg11_ptd": partial(VGG, vgg_cifar.VGG11_PTD),
+    "vgg19_ptd": partial(VGG, vgg_cifar.VGG19_PTD),
+    "vgg19_ptd_double": partial(VGG, vgg_cifar.VGG19_PTD_DOUBLE),
+    "vgg16_tiny": partial(VGG, vgg_cifar.VGG16_TINY),
+    "resnet18_small": partial(resnet.small_images, 18),
+    "resnet34_small": partial(resnet.small_images, 34),
+    "resnet50_small": partial(resnet.small_images, 50),
+    "resnet18_small_double": partial(resnet.small_images, 18, stage_widths=[128, 256, 512, 1024]),
+    "resnet18": partial(resnet.imagenet, 18),
+    "resnet34": partial(resnet.imagenet, 34),
+    "resnet50": partial(resnet.imagenet, 50),
     "mobilenet_v2": hubs.mobilenet_v2,
     "mobilenet_v2_small": hubs.mobilenet_v2_small,
 }

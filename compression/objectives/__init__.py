@@ -1,13 +1,13 @@
 """What a network is trained on: named losses of a model and a batch."""
 
-from compression.objectives.base import Objective
+from compression.objectives.base import Objective, ObjectiveConfig
 from compression.objectives.cross_entropy import CrossEntropy, CrossEntropyConfig
 from compression.objectives.cs_kd import CSKD, CSKDConfig
 from compression.objectives.dlb import DLB, DLBConfig
 from compression.objectives.kd import KD, KDConfig
 from compression.objectives.label_smoothing import LabelSmoothing, LabelSmoothingConfig
 from compression.objectives.ps_kd import PSKD, PSKDConfig
-from compression.objectives.registry import OBJECTIVES, ObjectiveConfig
+from compression.objectives.registry import OBJECTIVES
 from compression.objectives.teacher import Teacher
 from compression.objectives.tf_kd import TfKD, TfKDRegConfig, TfKDSelfConfig
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import Model, Objective, full_precision
+from compression.objectives.base import Model, Objective, ObjectiveConfig, full_precision
 
 
 class CrossEntropy(Objective):
@@ -19,7 +19,7 @@ class CrossEntropy(Objective):
 
 
 @dataclass(frozen=True)
-class CrossEntropyConfig:
+class CrossEntropyConfig(ObjectiveConfig):
     """Plain cross-entropy."""
 
     label = "CE"

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
+from compression.objectives.base import (
+    Model,
+    Objective,
+    ObjectiveConfig,
+    check_positive,
+    distillation_divergence,
+    full_precision,
+)
 
 
 class CSKD(Objective):
@@ -39,7 +46,7 @@ class CSKD(Objective):
 
 
 @dataclass(frozen=True)
-class CSKDConfig:
+class CSKDConfig(ObjectiveConfig):
     """Self-distillation between two images of one class."""
 
     temperature: float = 4.0

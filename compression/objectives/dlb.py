@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
+from compression.objectives.base import (
+    Model,
+    Objective,
+    ObjectiveConfig,
+    check_positive,
+    distillation_divergence,
+    full_precision,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class DLB(Objective):
 
 
 @dataclass(frozen=True)
-class DLBConfig:
+class DLBConfig(ObjectiveConfig):
     """Self-distillation from the last mini-batch."""
 
     temperature: float = 3.0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.objectives.base import (
     Model,
     Objective,
+    TeacherObjectiveConfig,
     check_positive,
     check_same_classes,
     check_share,
@@ -20,9 +21,6 @@ from compression.objectives.base import (
     full_precision,
 )
 from compression.objectives.teacher import Teacher
-
-if TYPE_CHECKING:
-    from compression.batch import Info
 
 Divergence = Literal["kl", "authors"]
 
@@ -95,11 +93,9 @@ def check_kd(temperature: float, alpha: float, divergence: str) -> None:
 
 
 @dataclass(frozen=True)
-class KDConfig:
+class KDConfig(TeacherObjectiveConfig):
     """Distillation from a trained teacher."""
 
-    teacher: Any = None
-    """the experiment that trains the teacher; None: this one's network, data and training, dense, by cross-entropy"""
     temperature: float = 4.0
     """divides the logits before the softmax"""
     alpha: float = 0.9

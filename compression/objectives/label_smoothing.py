@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import Model, Objective, full_precision
+from compression.objectives.base import Model, Objective, ObjectiveConfig, full_precision
 
 Spread = Literal["all", "others"]
 
@@ -38,7 +38,7 @@ class LabelSmoothing(Objective):
 
 
 @dataclass(frozen=True)
-class LabelSmoothingConfig:
+class LabelSmoothingConfig(ObjectiveConfig):
     """Cross-entropy with smoothed labels."""
 
     epsilon: float = 0.1

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compression.batch import Batch
 from compression.config import added
-from compression.objectives.base import Model, Objective, check_share, full_precision
+from compression.objectives.base import Model, Objective, ObjectiveConfig, check_share, full_precision
 
 
 class PSKD(Objective):
@@ -110,7 +110,7 @@ class PSKD(Objective):
 
 
 @dataclass(frozen=True)
-class PSKDConfig:
+class PSKDConfig(ObjectiveConfig):
     """Self-distillation from the sample's own prediction of the epoch before."""
 
     alpha: float = 0.8

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.objectives.base import Model, full_precision
-
-if TYPE_CHECKING:
-    from compression.batch import Info
 
 
 class Teacher:

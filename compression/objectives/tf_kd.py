@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.objectives.base import (
     Model,
     Objective,
+    ObjectiveConfig,
+    TeacherObjectiveConfig,
     check_positive,
     check_share,
     distillation_divergence,
     full_precision,
 )
 from compression.objectives.teacher import Teacher
-
-if TYPE_CHECKING:
-    from compression.batch import Info
 
 SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0
 """The authors' values for a pre-trained copy of ResNet-18 as teacher, on CIFAR-100."""
@@ -108,11 +106,9 @@ def check_tf_kd(temperature: float, alpha: float, multiplier: float, confidence:
 
 
 @dataclass(frozen=True)
-class TfKDSelfConfig:
+class TfKDSelfConfig(TeacherObjectiveConfig):
     """Teacher-free distillation from a pre-trained copy of the network."""
 
-    teacher: Any = None
-    """the experiment that trains the copy; None: this one's network, data and training, dense, by cross-entropy"""
     temperature: float = SELF_TEMPERATURE
     """divides the logits before the softmax"""
     alpha: float = SELF_ALPHA
@@ -130,7 +126,7 @@ class TfKDSelfConfig:
 
 
 @dataclass(frozen=True)
-class TfKDRegConfig:
+class TfKDRegConfig(ObjectiveConfig):
     """Teacher-free distillation from a virtual teacher that is nearly sure of the label."""
 
     temperature: float = REG_TEMPERATURE

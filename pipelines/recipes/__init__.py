@@ -1,10 +1,9 @@
-"""Recipes: functions that return whole Experiments, by name."""
+"""Recipes by name: functions that return a whole Experiment. Their parameters are options of the command line."""
 
 from pipelines.recipes.cifar import cifar10_epsd, cifar100_epsd, images_epsd, tiny_imagenet_epsd
 from pipelines.recipes.cub import cub_epsd
 from pipelines.recipes.digits import digits_epsd
 from pipelines.recipes.imagenet import imagenet_dense, imagenet_epsd
-from pipelines.recipes.parts import Choices
 from pipelines.recipes.pdd import cifar10_pdd, cifar100_pdd, imagenet_pdd
 from pipelines.recipes.prune_then_distill import (
     cifar100_prune_then_distill,
@@ -31,7 +30,6 @@ RECIPES = {
 
 __all__ = [
     "RECIPES",
-    "Choices",
     "cifar10_epsd",
     "cifar10_pdd",
     "cifar100_epsd",

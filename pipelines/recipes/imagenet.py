@@ -1,23 +1,36 @@
-"""ImageNet (ILSVRC-2012) from the official archives, the usual folders, or what prepare wrote for FFCV."""
+"""ImageNet (ILSVRC-2012) from the official archives, the usual folders, or prepared for FFCV."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from compression.choose import choose
 from pipelines.data.config import ImageNet, Resolution
 from pipelines.data.preparing.digits_folder import prepared, write_digits_as_imagenet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Linear, MultiStep
-from pipelines.recipes.parts import Choices
+from pipelines.recipes.parts import (
+    Criterion,
+    Distillation,
+    Method,
+    ObjectiveTeacher,
+    Optimizer,
+    Smoke,
+    build_method,
+    build_optimizer,
+    with_teacher,
+)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A published setting: how long, by which optimiser, and between which epochs images grow from 160 to 192 pixels.
+    """A published setting: how long, with which optimiser, and between which epochs images grow from 160 to 192 pixels.
 
-    network: whose setting it is; None: any.
+    network: the network of this setting; None: any.
     """
 
     epochs: int
@@ -41,79 +54,95 @@ SCHEDULES = {
 }
 """The usual 90 epochs at 224 pixels; and the settings of ffcv-imagenet for ResNet-50 and ResNet-18 at three lengths."""
 
+ScheduleName = Annotated[str, arg(help=f"published training setting: {', '.join(SCHEDULES)}")]
 
-def imagenet_dense(choices: Choices, scratch: Path) -> Experiment:
+
+def imagenet_dense(
+    method: Method = "dense",
+    distillation: Distillation = None,
+    criterion: Criterion = None,
+    teacher: ObjectiveTeacher = None,
+    optimizer: Optimizer = "sgd",
+    schedule: ScheduleName = "standard",
+    smoke: Smoke = False,
+    scratch: Path = Path(),
+) -> Experiment:
     """ResNet-50 or ResNet-18 on ImageNet, dense: the baseline of the other recipes.
 
     --schedule standard (the default): 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30, decay 1e-4, 224
-    pixels. Expected: 76.13 % (ResNet-50) and 69.76 % (ResNet-18), what torchvision reports of this setting.
+    pixels. Expected: 76.13 % (ResNet-50) and 69.76 % (ResNet-18), as torchvision reports for this setting.
     Hardware and time: unknown until it is run.
 
     --schedule ffcv16, ffcv40, ffcv88, each also with _resnet18: ffcv-imagenet's settings. Images grow from 160 to 192
-    pixels, evaluation at 224; the learning rate rises for two epochs, then falls along a line; label smoothing 0.1; no
+    pixels, evaluation at 224; two epochs of warm-up, then a linear decay of the learning rate; label smoothing 0.1; no
     weight decay on BatchNorm and biases. ResNet-50: batch 4,096, learning rate 1.7, decay 1e-4; ResNet-18: 1,024, 0.5,
     5e-5. They report 73.8, 77.2 and 78.4 % (ResNet-50; 15, 36 and 77 minutes on eight A100) and 66.9, 70.6 and 72.4 %
     (ResNet-18; 35, 86 and 187 minutes on one A100), with BlurPool and averaged over flipped images. We have neither;
     expected here: unknown until it is run and tabulated.
 
         python pipelines/prepare.py imagenet --source TARS --out BETON
-        python pipelines/imagenet_dense.py --data.root BETON --schedule ffcv16 --workers 8
-        python pipelines/imagenet_dense.py --data.root DIR --model resnet18 --workers 8     # DIR holds train/ and val/
+        python pipelines/run.py imagenet_dense --data.root BETON --schedule ffcv16 --workers 8
+        python pipelines/run.py imagenet_dense --data.root DIR --model resnet18 --workers 8   # DIR: train/, val/
 
     --method takes any other. With --smoke: scikit-learn's digits in ImageNet's layouts, through the same readers.
     """
-    return imagenet(replace(choices, method=choices.method or "dense"), scratch, "resnet50")
+    published = choose("schedule", schedule, SCHEDULES)
+    if published.grows and method == "dense" and distillation is None and not smoke:
+        distillation = "label_smoothing"
+    compression = build_method(method, 0.9, distillation, criterion)
+    if smoke:
+        sgd = build_optimizer(optimizer, SGD(lr=0.1, weight_decay=1e-4))
+        training = Training(1, 64, sgd, MultiStep((1 / 3, 2 / 3)))
+        experiment = Experiment(compression, "resnet20", smoke_data(scratch), training)
+    else:
+        network, training = published.network or "resnet50", training_of(published, optimizer)
+        experiment = Experiment(compression, network, data_of(published), training)
+    return with_teacher(experiment, teacher)
 
 
-def imagenet_epsd(choices: Choices, scratch: Path) -> Experiment:
+def imagenet_epsd(
+    method: Method = "epsd",
+    distillation: Distillation = None,
+    criterion: Criterion = None,
+    teacher: ObjectiveTeacher = None,
+    optimizer: Optimizer = "sgd",
+    schedule: ScheduleName = "standard",
+    smoke: Smoke = False,
+    scratch: Path = Path(),
+) -> Experiment:
     """ResNet-50 on ImageNet at 90 % sparsity: 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30.
 
-    The standard schedule; which one EPSD's own tables used is not known. Expected accuracy: unknown until it is run and
-    tabulated. An epoch reads 1.28 million images: prepare them for FFCV, or give --loader-workers what the machine has.
-    The meta-gradient of ResNet-50 at 224 pixels needs much memory; --method.first-order takes far less, and gives
-    another score. For --schedule see imagenet_dense. Hardware and time: eight GPUs; unknown until it is run.
+    The standard schedule; it is not known which one EPSD's own tables used. Expected accuracy: unknown until it is run
+    and tabulated. An epoch reads 1.28 million images: prepare them for FFCV, or set --loader-workers to the number of
+    cores. The meta-gradient of ResNet-50 at 224 pixels needs much memory; --method.first-order needs far less, and
+    gives another score. For --schedule see imagenet_dense. Hardware and time: eight GPUs; unknown until it is run.
 
         ray job submit -- python pipelines/imagenet_epsd.py
         python pipelines/imagenet_epsd.py --data.root DIR --workers 8     # DIR holds train/ and val/, or the tars
-        python pipelines/imagenet_epsd.py --data.root BETON --data.backend ffcv --workers 8      # what prepare wrote
+        python pipelines/imagenet_epsd.py --data.root BETON --data.backend ffcv --workers 8   # BETON: prepare's output
         python pipelines/imagenet_epsd.py --data.root BETON --schedule ffcv16 --method early_pruning --criterion snip
 
     With --smoke: scikit-learn's digits in ImageNet's layouts, through the same readers.
     """
-    return imagenet(choices, scratch, "resnet50")
+    return imagenet_dense(method, distillation, criterion, teacher, optimizer, schedule, smoke, scratch)
 
 
-def imagenet(choices: Choices, scratch: Path, network: str) -> Experiment:
-    """One network, trained by a method that takes no teacher apart from its objective's."""
-    if choices.smoke:
-        optimizer = choices.optimise(SGD(lr=0.1, weight_decay=1e-4))
-        training = Training(epochs=1, batch_size=64, optimizer=optimizer, schedule=MultiStep((1 / 3, 2 / 3)))
-        return choices.taught(Experiment(choices.compress(0.9), "resnet20", smoke_data(scratch), training))
-    schedule = schedule_of(choices)
-    if schedule.grows and choices.method == "dense" and choices.distillation is None:
-        choices = replace(choices, distillation="label_smoothing")
-    network = schedule.network or network
-    return choices.taught(Experiment(choices.compress(0.9), network, data_of(choices), training_of(choices)))
-
-
-def data_of(choices: Choices) -> ImageNet:
-    """ImageNet as the chosen schedule sees it."""
-    schedule = schedule_of(choices)
+def data_of(schedule: Schedule) -> ImageNet:
+    """ImageNet as the schedule reads it."""
     if schedule.grows is None:
         return ImageNet()
     start, end = (epoch / schedule.epochs for epoch in schedule.grows)
     return ImageNet(backend="ffcv", resolution=Resolution(160, 192, start, end))
 
 
-def training_of(choices: Choices, share: float = 1.0, others: bool = False) -> Training:
-    """The chosen schedule, shortened to `share` of its epochs. others: not of the network in question, so by SGD."""
-    schedule = schedule_of(choices)
+def training_of(schedule: Schedule, optimizer: str = "sgd", share: float = 1.0) -> Training:
+    """The schedule, shortened to `share` of its epochs."""
     epochs = max(1, round(schedule.epochs * share))
     rapid = schedule.grows is not None
     return Training(
         epochs,
         schedule.batch_size,
-        schedule.optimizer if others else choices.optimise(schedule.optimizer),
+        build_optimizer(optimizer, schedule.optimizer),
         Linear() if rapid else MultiStep((1 / 3, 2 / 3)),
         min(2.0, epochs / 2) if rapid else 0.0,
         precision="bfloat16",
@@ -121,12 +150,7 @@ def training_of(choices: Choices, share: float = 1.0, others: bool = False) -> T
     )
 
 
-def schedule_of(choices: Choices) -> Schedule:
-    """ValueError: there is none of that name."""
-    return choose("schedule", choices.schedule or "standard", SCHEDULES)
-
-
 def smoke_data(scratch: Path) -> ImageNet:
-    """Real digits in ImageNet's layouts: folders of JPEG files, and FFCV's where that is installed."""
+    """Real digits in ImageNet's layouts: folders of JPEG files, and FFCV's if that is installed."""
     root, name = write_digits_as_imagenet(scratch / "digits-as-imagenet"), "digits-as-imagenet"
     return ImageNet(root=str(prepared(root, "imagenet", name)), name=name, image_size=16, resize=20)

@@ -1,0 +1,43 @@
+"""MethodConfig: what the config of every method declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from compression.session import Session
+
+
+class MethodConfig:
+    """The settings of a method: each subclass is a frozen dataclass. A run's identity depends on its fields alone.
+
+    What is declared here may be a field, a property or a class attribute of the subclass.
+    """
+
+    label: Any
+    """name in tables"""
+    objective: Any
+    """ObjectiveConfig of the training"""
+    sparsity: Any = None
+    """share of convolution and linear weights that masks remove; None: no weight is masked"""
+    same_model_as: Any = None
+    """an experiment whose `model` must be that of the method's own experiment; None: there is none"""
+    options: ClassVar[Mapping[str, str]] = {}
+    """recipe option ("distillation" or "criterion") that this method has -> the field that it sets"""
+
+    @classmethod
+    def at(cls, sparsity: float, **values: Any) -> Self:
+        """The config for a recipe of this sparsity. values: fields set by options."""
+        if cls.sparsity is not None:
+            values["sparsity"] = sparsity
+        return cls(**values)
+
+    def run(self, session: Session) -> nn.Module:
+        """Carry out the method and return the finished network."""
+        raise NotImplementedError
+
+    def controls(self) -> Sequence[MethodConfig]:
+        """The configs of runs with which the method's claim must be compared."""
+        return []

@@ -1,8 +1,0 @@
-"""Dense networks on ImageNet: python pipelines/imagenet_dense.py --help"""
-
-from cluster.exit import exit_process
-from pipelines.cli import main
-from pipelines.recipes import imagenet_dense
-
-if __name__ == "__main__":
-    exit_process(main(imagenet_dense))

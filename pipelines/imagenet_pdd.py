@@ -1,8 +1,0 @@
-"""PDD on ImageNet: python pipelines/imagenet_pdd.py --help"""
-
-from cluster.exit import exit_process
-from pipelines.cli import main
-from pipelines.recipes import imagenet_pdd
-
-if __name__ == "__main__":
-    exit_process(main(imagenet_pdd))

@@ -1,8 +1,0 @@
-"""Prune-then-Distill on ImageNet: python pipelines/imagenet_prune_then_distill.py --help"""
-
-from cluster.exit import exit_process
-from pipelines.cli import main
-from pipelines.recipes import imagenet_prune_then_distill
-
-if __name__ == "__main__":
-    exit_process(main(imagenet_prune_then_distill))
