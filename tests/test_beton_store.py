@@ -247,38 +247,10 @@ def test_a_batch_may_mix_jpeg_and_pixels(tmp_path: Path, folder: Path) -> None:
     assert (raw - jpg).abs().mean() < 3
 
 
-# ---- order, shares, resume
-
-
-def opened(folder: Path, workers: int, val_fraction: float) -> Loader:
+def test_several_iterators_run_at_once(folder: Path) -> None:
     files = {"train": folder / "jpg.beton", "test": folder / "raw.beton"}
     labels = {name: Beton.open(path).labels for name, path in files.items()}
-    return loader(store(files, ResizedCrop(32, 36), workers), labels, 32, val_fraction)
-
-
-def test_epochs_resume_and_split_over_workers(folder: Path) -> None:
-    data = opened(folder, 2, 0.2)
-    whole = list(data.epoch("train", 2, 4, NEEDS))
-    resumed = list(data.epoch("train", 2, 4, NEEDS, start=3))
-    shares = [list(data.epoch("train", 2, 4, NEEDS, rank, 2)) for rank in range(2)]
-    assert len(whole) == 5
-    for batch, again in zip(whole[3:], resumed, strict=True):
-        assert torch.equal(batch.images, again.images)
-        assert torch.equal(batch.index, again.index)
-    for batch, first, second in zip(whole, *shares, strict=True):
-        for name in ("images", "paired", "second_view", "labels", "index"):
-            assert torch.equal(torch.cat([getattr(first, name), getattr(second, name)]), getattr(batch, name))
-    assert torch.equal(data.batch_at("train", 2, whole[1].index, NOTHING).images, whole[1].images)
-    alone = list(data.evaluation("test", 4))
-    both = [batch for rank in range(2) for batch in data.evaluation("test", 4, rank, 2)]
-    assert sorted(torch.cat([batch.index for batch in both]).tolist()) == list(range(26))
-    images, index = torch.cat([batch.images for batch in both]), torch.cat([batch.index for batch in both])
-    assert torch.equal(images[index.argsort()], torch.cat([batch.images for batch in alone]))
-    data.close()
-
-
-def test_several_iterators_run_at_once(folder: Path) -> None:
-    data = opened(folder, 3, 0.0)
+    data = loader(store(files, ResizedCrop(32, 36), 3), labels, 32)
 
     def iterators() -> list[Iterator[Any]]:
         return [data.epoch("a", 0, 2, NOTHING), data.epoch("b", 1, 2, NOTHING), data.evaluation("test", 2)]

@@ -1,4 +1,4 @@
-"""Data: sources, splits, random draws, geometry, and the Loader with the memory and the folder backend."""
+"""Data: sources, splits, random draws, geometry, and the Loader with each backend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from compression.batch import Batch
+from pipelines import prepare
 from pipelines.data import readers as official
 from pipelines.data import source as parts
 from pipelines.data.config import (
@@ -30,6 +32,7 @@ from pipelines.data.config import (
     TinyImageNet,
 )
 from pipelines.data.detection.config import VOC, DetectionAugmentation
+from pipelines.data.ffcv.installed import has_ffcv
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.loading import draws, geometry, splits
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
@@ -252,7 +255,7 @@ def test_normalisation_equals_torchvision() -> None:
     assert torch.equal(batch.labels, arrays.labels["test"][:50])
 
 
-# ---- the Loader with both backends
+# ---- the Loader with each backend
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +271,24 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> ImageNet:
     return ImageNet(root=str(root), name="digits", image_size=16, resize=20, val_fraction=0.1)
 
 
-@pytest.fixture(params=["memory", "folder"])
-def loader(request: pytest.FixtureRequest, imagenet: ImageNet) -> Loader:
-    return open_loader(Digits() if request.param == "memory" else imagenet, seed=3, device="cpu")
+@pytest.fixture(scope="module")
+def prepared(imagenet: ImageNet, tmp_path_factory: pytest.TempPathFactory) -> ImageNet:
+    """`imagenet` as .beton files."""
+    if not has_ffcv():
+        pytest.skip("FFCV is optional: make ffcv")
+    out = str(tmp_path_factory.mktemp("prepared") / "out")
+    options = ["--name", imagenet.name, "--subset", "--workers", "0", "--preset", "raw"]
+    assert prepare.main(["imagenet", "--source", imagenet.root, "--out", out, *options]) == 0
+    return dataclasses.replace(imagenet, root=out, backend="ffcv", subset=True)
+
+
+@pytest.fixture(params=["memory", "folder", "ffcv"])
+def loader(request: pytest.FixtureRequest) -> Iterator[Loader]:
+    fixtures = {"folder": "imagenet", "ffcv": "prepared"}
+    config = request.getfixturevalue(fixtures[request.param]) if request.param in fixtures else Digits()
+    loader = open_loader(config, seed=3, device="cpu")
+    yield loader
+    loader.close()
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -126,7 +127,8 @@ def best(subject: Subject, setting: Setting, scratch: Path, enough: Callable[[di
 
 @pytest.mark.alone
 def test_ffcv_is_faster_than_torchvision_on_photographs(tmp_path: Path) -> None:
-    subject = loaders.imagenet(photographs(tmp_path / "photographs", 480, (340, 256)))
+    whole = loaders.imagenet(photographs(tmp_path / "photographs", 480, (340, 256)))
+    subject = dataclasses.replace(whole, model="vgg3")  # only the speed of loading is tested
     setting = Setting(32, min(os.cpu_count() or 1, 2), 2, 1, CPU)
     rows = best(subject, setting, tmp_path, lambda rows: rows["ffcv"]["ratio_to_torchvision"] >= 1.5)
     assert rows["ffcv"]["ratio_to_torchvision"] >= 1.5, rows
@@ -134,8 +136,8 @@ def test_ffcv_is_faster_than_torchvision_on_photographs(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_small_images_do_not_delay_the_training(tmp_path: Path) -> None:
-    subject = loaders.tiny(photographs(tmp_path / "photographs", 2000, (64, 64)))
-    setting = Setting(64, min(os.cpu_count() or 1, 2), 3, 3, CPU)
+    subject = loaders.tiny(photographs(tmp_path / "photographs", 1000, (64, 64)))
+    setting = Setting(32, min(os.cpu_count() or 1, 2), 3, 3, CPU)
 
     def enough(rows: dict[str, Any]) -> bool:
         floor = rows["mock"]["noise_floor"]
