@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipelines.data.loading import draws
 from pipelines.data.loading.geometry import candidates, letterboxes
-from pipelines.data.loading.views import CROP, FLIP
+from pipelines.data.loading.views import CROP
 from pipelines.data.source import Boxes
 
 AREA = (0.3, 1.0)
@@ -201,11 +201,6 @@ def draw_crops(boxes: PaddedBoxes, sizes: Tensor, size: int, key: int, owner: Te
     taken = good.any(1)
     whole = torch.tensor([0, 0, size, size], device=owner.device).expand_as(chosen)
     return Crops(torch.where(taken[:, None], chosen, whole).double(), taken, size)
-
-
-def draw_flips(key: int, owner: Tensor) -> Tensor:
-    """(N,) bool: whether to flip each image, with probability 1/2. key, owner: as in a View."""
-    return draws.below(key, owner, FLIP, 2).bool()
 
 
 def _centred(boxes: Tensor, windows: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class VOC(FileData):
     list: train on its train list, test on its val list"""
 
     image_size: int = 320
-    """Height and width in pixels of the network's input. The default of 320 is our choice; published detectors differ."""
+    """Height and width in pixels of the network's input. 320 is our choice; published detectors differ."""
 
     augmentation: DetectionAugmentation = DetectionAugmentation()
     """Random crop and flip of training images."""

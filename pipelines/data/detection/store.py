@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from compression.batch import Batch
-from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, draw_flips, padded
+from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, padded
 from pipelines.data.detection.config import VOC, DetectionAugmentation
+from pipelines.data.loading import draws
 from pipelines.data.loading.geometry import Letterbox
-from pipelines.data.loading.views import Finish, Opened, Request, Store
+from pipelines.data.loading.views import FLIP, Finish, Opened, Request, Store
 from pipelines.data.source import Source, check_complete
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class DetectionStore:
             boxes = crops.boxes(boxes)
             images = crops.each(self._moved).images(images, self._black)
         if self._augmentation.flip:
-            flips = draw_flips(key, owner)
+            flips = draws.below(key, owner, FLIP, 2).bool()
             boxes = boxes.flipped(flips, self._size)
             images = torch.where(self._moved(flips)[:, None, None, None], images.flip(3), images)
         return images, boxes

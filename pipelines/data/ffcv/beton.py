@@ -10,18 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.ffcv.format import (
-    FIELD,
-    HEADER,
-    JPEG,
-    RAW,
-    REGION,
-    TYPES,
-    VERSION,
-    Field,
-    entry,
-    parsed,
-)
+from pipelines.data.ffcv.format import FIELD, HEADER, JPEG, RAW, REGION, TYPES, VERSION, Field, entry, parsed
 from pipelines.data.ffcv.installed import require_ffcv
 
 AGAIN = "write it again with pipelines/prepare.py"
@@ -88,10 +77,6 @@ class Beton:
     def labels(self) -> Tensor:
         """(N,) int64 on the CPU. ValueError: the file has none."""
         return torch.from_numpy(self.field("label").astype(np.int64))
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.images)
 
     @property
     def sizes(self) -> Tensor:

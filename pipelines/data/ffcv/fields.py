@@ -21,7 +21,7 @@ LARGEST_SIDE = 16384
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 
-_TURN = draws.stream("prepare", "jpeg")
+_JPEG_DRAW = draws.stream("prepare", "jpeg")
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Encoder:
         import cv2
 
         cv2.setNumThreads(1)  # each core has its own process
-        turns = draws.uniform(_TURN, torch.tensor(rows), 0) < self.storage.jpeg_share
+        choices = draws.uniform(_JPEG_DRAW, torch.tensor(rows), 0) < self.storage.jpeg_share
         with warnings.catch_warnings(action="ignore"):  # PIL warns of unusual metadata in readable files
-            return [self._sample(row, turn) for row, turn in zip(rows, turns.tolist(), strict=True)]
+            return [self._sample(row, as_jpeg) for row, as_jpeg in zip(rows, choices.tolist(), strict=True)]
 
     def _sample(self, row: int, as_jpeg: bool) -> Encoded | LeftOut:
         part: Part = self.part
@@ -122,9 +122,9 @@ class Encoder:
                 raise
             return LeftOut(row, name, str(error.__cause__ or error))
         mode, is_jpeg = ("RGB", False) if original is None else _format(original)
-        oddity = _oddity(mode, is_jpeg, name)
-        if oddity and self.strict:
-            raise ValueError(f"{name} {oddity}: convert it to an RGB file of its format, or leave out --strict")
+        problem = _problem(mode, is_jpeg, name)
+        if problem and self.strict:
+            raise ValueError(f"{name} {problem}: convert it to an RGB file of its format, or leave out --strict")
         pixels = self._sized(image)
         height, width = pixels.shape[:2]
         unchanged = is_jpeg and mode == "RGB" and (width, height) == image.size
@@ -142,7 +142,7 @@ class Encoder:
             regions = data, *self._objects(part.boxes(row), name, image.size, (width, height))
         else:
             label = int(part.labels[row])
-        return Encoded(row, label, width, height, as_jpeg, bool(oddity), regions)
+        return Encoded(row, label, width, height, as_jpeg, bool(problem), regions)
 
     def _sized(self, image: Image.Image) -> np.ndarray:
         """(height, width, 3) uint8."""
@@ -175,7 +175,7 @@ def _format(data: bytes) -> tuple[str, bool]:
         return image.mode, image.format == "JPEG"
 
 
-def _oddity(mode: str, is_jpeg: bool, name: str) -> str:
+def _problem(mode: str, is_jpeg: bool, name: str) -> str:
     """What has to be converted; empty: nothing."""
     if mode != "RGB":
         return f"has the mode {mode} instead of RGB"

@@ -136,9 +136,9 @@ class _Decoding:
 
 def _plan(beton: Beton, geometry: Geometry, view: View) -> Plan:
     """The plan of a view, checked here because the native functions check nothing."""
-    outside = view.rows[(view.rows < 0) | (view.rows >= beton.num_samples)]
+    outside = view.rows[(view.rows < 0) | (view.rows >= len(beton.images))]
     if len(outside):
-        raise ValueError(f"{beton.path} has images 0 to {beton.num_samples - 1}, not {int(outside[0])}")
+        raise ValueError(f"{beton.path} has images 0 to {len(beton.images) - 1}, not {int(outside[0])}")
     sizes = beton.sizes[view.rows]
     plan = geometry.plan(view, sizes)
     corner, extent = plan.sources.split(2, 1)
