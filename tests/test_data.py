@@ -277,9 +277,9 @@ def prepared(imagenet: ImageNet, tmp_path_factory: pytest.TempPathFactory) -> Im
     if not has_ffcv():
         pytest.skip("FFCV is optional: make ffcv")
     out = str(tmp_path_factory.mktemp("prepared") / "out")
-    options = ["--name", imagenet.name, "--subset", "--workers", "0", "--preset", "raw"]
+    options = ["--name", imagenet.name, "--workers", "0", "--preset", "raw"]
     assert prepare.main(["imagenet", "--source", imagenet.root, "--out", out, *options]) == 0
-    return dataclasses.replace(imagenet, root=out, backend="ffcv", subset=True)
+    return dataclasses.replace(imagenet, root=out, backend="ffcv")
 
 
 @pytest.fixture(params=["memory", "folder", "ffcv"])
