@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The newest `keep` checkpoints of one run, in one folder; one writer at a time (hold a `cluster.lock.Lock`)."""
+    """The newest `keep` checkpoints of one run, in one folder; one writer at a time (see `cluster.lock`)."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         assert keep >= 1, f"keep must be at least 1, not {keep}"

@@ -17,6 +17,9 @@ CONTROL_TIMEOUT = timedelta(hours=6)
 BARRIER_AFTER_FAILURE = timedelta(seconds=30)
 """How long a worker whose item failed waits for the others before it ends the group."""
 
+START_TIMEOUT = timedelta(seconds=120)
+"""How long workers wait at least until all have started."""
+
 HEARTBEAT_CHECKS = 20
 """The heartbeat is checked this often during the timeout; worker 0 is silent if no check in a row saw a change. Checks
 are counted, not seconds: a process that was itself suspended has not checked."""
@@ -45,6 +48,9 @@ class ProcessGroup:
         self._open()
 
     def _open(self) -> None:
+        """Open the groups after all workers have started, as their timeout may be short."""
+        key, timeout = f"start {self._num_barriers}", max(self._timeout, START_TIMEOUT)
+        exchange(self._store, self._rank, self._world_size, key, "", timeout)
         if not dist.is_initialized():  # Ray Train opens the first default group itself
             store = dist.PrefixStore(f"groups after barrier {self._num_barriers}", self._store)
             dist.init_process_group(

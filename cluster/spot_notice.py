@@ -20,17 +20,13 @@ import urllib.request
 METADATA = "http://169.254.169.254/latest"
 """AWS's instance metadata service (IMDSv2), which every AWS machine reaches."""
 
-TOKEN_SECONDS = 300
-
 POLL_SECONDS = 5.0
 """As AWS recommends."""
-
-REQUEST_SECONDS = 2.0
 
 
 def notice(metadata: str = METADATA) -> datetime.datetime | None:
     """When AWS will take this machine (UTC), None if no notice was given. OSError if the service does not answer."""
-    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
     token = _ask(urllib.request.Request(f"{metadata}/api/token", method="PUT", headers=lifetime))
     mine = {"X-aws-ec2-metadata-token": token}
     try:
@@ -43,7 +39,7 @@ def notice(metadata: str = METADATA) -> datetime.datetime | None:
 
 
 def _ask(request: urllib.request.Request) -> str:
-    with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
+    with urllib.request.urlopen(request, timeout=2) as answer:
         return answer.read().decode()
 
 

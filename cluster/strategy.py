@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,80 +14,37 @@ from cluster.zero_config import ZeroSettings
 NAMES = ("single", "ddp", "deepspeed")
 
 
-class Strategy(Protocol):
-    """What a training loop calls: prepare, then backward and step for each batch, then unwrap.
+class Single:
+    """One worker: plain torch. The other strategies have the same methods.
 
-    The loop sets learning rates in `optimizer.param_groups`; a strategy may replace the parameters in there.
+    A training loop calls `prepare`, then `backward` and `step` for each batch, then `unwrap`. It sets learning rates in
+    `optimizer.param_groups`; a strategy may replace the parameters in there.
     """
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """The module to call in training, with equal parameters on all workers. Existing tensor hooks are kept."""
-        ...
+        return model
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients' mean over the workers. The model may have been called several times before."""
-        ...
+        loss.backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply the gradients."""
-        ...
+        optimizer.step()
 
     def whole(self, model: nn.Module) -> nn.Module:
         """`model` (the argument of `prepare`) with all its weights on this worker, for evaluation and checkpoints.
 
         Collective. The model itself if it has all weights, else a copy that is valid until the next step.
         """
-        ...
+        return model
 
     def state(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
         """ "parameter name/key" -> full tensor, of the optimiser's state; collective.
 
         The same for every strategy, stage and number of workers, so that a training can resume with another.
         """
-        ...
-
-    def load_state(self, optimizer: torch.optim.Optimizer, model: nn.Module, stored: dict[str, Tensor]) -> None:
-        """The inverse of `state`, after `prepare` and before the first step."""
-        ...
-
-    def unwrap(self, model: nn.Module) -> nn.Module:
-        """The model that `prepare` was given, without wrappers; `model` is what `prepare` returned. Collective."""
-        ...
-
-
-def strategy(name: str, world_size: int, zero: ZeroSettings | None = None) -> Strategy:
-    """The strategy of this name for `world_size` workers; `zero` is for "deepspeed".
-
-    ValueError for an unknown name, for "single" with several workers, and if DeepSpeed is not installed.
-    """
-    if name not in NAMES:
-        near = get_close_matches(name, NAMES, n=1, cutoff=0)[0]
-        raise ValueError(f"no strategy {name!r}: did you mean --strategy {near}?")
-    if name == "deepspeed":
-        return Zero(world_size, zero or ZeroSettings())
-    if world_size == 1:
-        return Single()  # the mean over one worker is its own gradient
-    if name == "single":
-        raise ValueError(f"--strategy single trains on one worker, not {world_size}: use --strategy ddp")
-    return DDP(world_size)
-
-
-class Single:
-    """One worker: plain torch."""
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        return model
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.step()
-
-    def whole(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def state(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         return {
             f"{names[parameter]}/{key}": torch.as_tensor(value)
@@ -98,6 +54,7 @@ class Single:
         }
 
     def load_state(self, optimizer: torch.optim.Optimizer, model: nn.Module, stored: dict[str, Tensor]) -> None:
+        """The inverse of `state`, after `prepare` and before the first step."""
         parameters = dict(model.named_parameters())
         fused = optimizer.defaults.get("fused")
         for full_name, value in stored.items():
@@ -111,6 +68,7 @@ class Single:
             optimizer.state[parameter][key] = value
 
     def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model that `prepare` was given, without wrappers; `model` is what `prepare` returned. Collective."""
         return model
 
 
@@ -143,3 +101,23 @@ class DDP(Single):
     def unwrap(self, model: nn.Module) -> nn.Module:
         assert isinstance(model, DistributedDataParallel)
         return model.module
+
+
+Strategy = Single | Zero
+
+
+def strategy(name: str, world_size: int, zero: ZeroSettings | None = None) -> Strategy:
+    """The strategy of this name for `world_size` workers; `zero` is for "deepspeed".
+
+    ValueError for an unknown name, for "single" with several workers, and if DeepSpeed is not installed.
+    """
+    if name not in NAMES:
+        near = get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+        raise ValueError(f"no strategy {name!r}: did you mean --strategy {near}?")
+    if name == "deepspeed":
+        return Zero(world_size, zero or ZeroSettings())
+    if world_size == 1:
+        return Single()  # the mean over one worker is its own gradient
+    if name == "single":
+        raise ValueError(f"--strategy single trains on one worker, not {world_size}: use --strategy ddp")
+    return DDP(world_size)

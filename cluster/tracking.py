@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.lock import Lock
+from cluster.lock import lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -236,7 +236,7 @@ def _open_file(path: Path) -> MlflowClient:
     never opens again. So it is created under a lock and a temporary name.
     """
     try:
-        with Lock(path.with_name(f"{path.name}.lock")).acquire():
+        with lock(path.with_name(f"{path.name}.lock")):
             if path.exists():
                 # MLflow would try for minutes to open a file that is no database
                 with closing(sqlite3.connect(path)) as connection:

@@ -32,7 +32,9 @@ class Shard:
 
 
 class Zero:
-    """DeepSpeed's engine around a torch optimiser. `unwrap` gives the network back as it was before `prepare`.
+    """DeepSpeed's engine around a torch optimiser, with the methods of `cluster.strategy.Single`.
+
+    `unwrap` gives the network back as it was before `prepare`.
 
     During training weights are contiguous, also with channels_last. At stage 3 there is a second copy of the network,
     for evaluation and checkpoints: DeepSpeed's own network gathers the weights of each layer from all workers at once,

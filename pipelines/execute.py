@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from cluster.checkpoints import write_json
-from cluster.lock import Lock
+from cluster.lock import lock
 from cluster.worker import Worker
 from compression import artifact, cost
 from compression.methods import name_of
@@ -74,17 +74,13 @@ def _open_loader(work: Work, worker: Worker) -> Loader:
 @contextlib.contextmanager
 def _lock(session: ExperimentSession) -> Iterator[None]:
     """The run's lock, held by the first worker for all of them."""
-    lock = Lock(session.folder.lock)
+    with contextlib.ExitStack() as held:
 
-    def acquire() -> None:
-        lock.acquire(lambda text: session.emit(kind="waiting", text=text))
+        def acquire() -> None:
+            held.enter_context(lock(session.folder.lock, lambda text: session.emit(kind="waiting", text=text)))
 
-    session.on_first_worker(acquire)
-    try:
+        session.on_first_worker(acquire)
         yield
-    finally:
-        if session.worker.rank == 0:
-            lock.release()
 
 
 def _begin(session: ExperimentSession, work: Work) -> None:

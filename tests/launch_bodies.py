@@ -93,12 +93,11 @@ def count(worker: Worker, upto: int) -> str:
     return "counted"
 
 
-def flood(worker: Worker) -> float:
-    """Seconds to emit far more than a pipe holds."""
-    begin = time.perf_counter()
+def flood(worker: Worker, folder: str) -> None:
+    """Emit far more than a pipe holds, then leave a file."""
     for _ in range(3000):
         worker.emit({"text": "x" * 1000})
-    return time.perf_counter() - begin
+    (Path(folder) / "flooded").touch()
 
 
 def linger(worker: Worker) -> None:

@@ -1,4 +1,4 @@
-"""Bodies that survive: they save what they have done, and go on from it."""
+"""Bodies for the tests of failures: they save their work and resume from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def die_once(worker: Worker, folder: Path) -> str:
 
 
 def work_until_stopped(worker: Worker, folder: Path) -> None:
-    """Steps, on which the first worker dawdles; each worker leaves the number of the step at which it stops."""
+    """Steps, in which worker 0 is slow; each worker writes the step at which it stops."""
     vote = Vote(worker.stop_signal, worker.world_size, worker.control)
     for step in range(3000):
         if worker.rank == 0:
@@ -62,7 +62,7 @@ def save_when_asked(worker: Worker, folder: Path) -> None:
     (folder / f"saved-{worker.rank}").write_text(str(saved))
 
 
-def pay_no_heed(worker: Worker, folder: Path) -> None:
+def ignore_the_stop(worker: Worker, folder: Path) -> None:
     worker.emit({"pid": os.getpid(), "rank": worker.rank})
     time.sleep(600)
 
@@ -83,7 +83,7 @@ def stop_for_good(worker: Worker, folder: Path) -> str:
         (folder / "stopped").touch()
         if first:
             os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(4)  # longer than the others' timeout
+        time.sleep(6)  # longer than the others' timeout
     dist.barrier(worker.control)
     return "survived"
 
@@ -95,12 +95,12 @@ def count(worker: Worker, folder: Path) -> int:
     return len((folder / "begun").read_text())
 
 
-def dawdle(worker: Worker, folder: Path) -> Any:
-    """The last worker takes four times as long as the others for its own work, in most steps."""
+def be_slow(worker: Worker, folder: Path) -> Any:
+    """The last worker takes ten times as long as the others for its own work, in most steps."""
     pace = StragglerDetector(worker)
     for step in range(9):
         with pace.own_work():
-            time.sleep(0.04 if worker.rank == worker.world_size - 1 and step % 4 else 0.01)
+            time.sleep(0.2 if worker.rank == worker.world_size - 1 and step % 4 else 0.02)
         if worker.world_size > 1:
             dist.all_reduce(torch.ones(1))
     return pace.slowest(), pace.slowest()
@@ -111,18 +111,25 @@ def speak(worker: Worker, folder: Path) -> None:
 
 
 def have_a_child(worker: Worker, folder: Path) -> int:
-    """The signal by which a forked child ended that was sent SIGTERM, as a parent does who needs it no more."""
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    """The exit code of a forked child after SIGTERM."""
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    child = context.Process(target=_sleep, args=(started,))
     child.start()
-    time.sleep(0.2)
+    started.wait()
     child.terminate()
     child.join()
     return child.exitcode or 0
 
 
+def _sleep(started: Any) -> None:
+    started.set()
+    time.sleep(60)
+
+
 ACTIONS: tuple[Callable[[Worker, Path], Any], ...] = (
-    *(die_once, stay_away, work_until_stopped, save_when_asked, pay_no_heed),
-    *(stop_for_good, count, dawdle, speak, have_a_child),
+    *(die_once, stay_away, work_until_stopped, save_when_asked, ignore_the_stop),
+    *(stop_for_good, count, be_slow, speak, have_a_child),
 )
 ACTS = {act.__name__: act for act in ACTIONS}
 

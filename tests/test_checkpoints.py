@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from cluster.checkpoints import CheckpointStore, load_tensors, open_storage, read_json, save_tensors, write_json
-from cluster.lock import Lock
+from cluster.lock import lock
 
 
 def some_tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -243,8 +243,8 @@ def test_single_files_are_atomic(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from cluster.lock import Lock
-with Lock(Path(sys.argv[1])):
+from cluster.lock import lock
+with lock(Path(sys.argv[1])):
     print("held", flush=True)
     {then}
 """
@@ -262,12 +262,12 @@ def test_a_lock_waits_for_its_holder_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "run.lock"
     holder = hold(path, "time.sleep(0.5)")
     told: list[str] = []
-    with Lock(path).acquire(told.append):
+    with lock(path, told.append):
         assert holder.wait(10) == 0
         assert len(told) == 1
         assert f"process {holder.pid} on " in told[0]
         assert str(path) in told[0]
-    with Lock(path).acquire(told.append):
+    with lock(path, told.append):
         assert len(told) == 1
 
 
@@ -282,7 +282,7 @@ def test_a_lock_is_free_once_its_holder_is_killed(tmp_path: Path, then: str) -> 
     told: list[str] = []
     holder.send_signal(signal.SIGKILL)
     started = time.monotonic()
-    with Lock(path).acquire(told.append):
+    with lock(path, told.append):
         assert time.monotonic() - started < 5
     holder.wait()
 

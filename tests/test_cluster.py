@@ -1,7 +1,8 @@
-"""What the launcher does about workers that die, and about SIGTERM; the storage that everybody must see."""
+"""Failures: workers that die, hang or are slow, SIGTERM, a storage that is not shared, killed writers."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import platform
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -52,46 +52,42 @@ def run(names: list[str], folder: Path, terminate: bool = False, **group: Any) -
     return outcomes
 
 
-class TestAWorkerThatIsGone:
-    def test_is_replaced_and_what_was_finished_stays_so(self, tmp_path: Path) -> None:
+class TestADeadWorker:
+    def test_is_replaced_and_finished_items_are_kept(self, tmp_path: Path) -> None:
         outcomes = run(["count", "die_once", "count"], tmp_path, workers=2, max_failures=1)
         assert [outcome.error for outcome in outcomes] == [None, None, None]
         assert outcomes[1].value == "survived"
         assert (tmp_path / "begun").read_text() == "x" * 4, "each of two workers begins each of two items once"
 
-    def test_is_replaced_as_often_as_it_may_die(self, tmp_path: Path) -> None:
+    def test_is_replaced_max_failures_times(self, tmp_path: Path) -> None:
         [outcome] = run(["die_once"], tmp_path, workers=2, max_failures=0)
         assert "worker 1 of 2 died (SIGKILL); start the same command again" in (outcome.error or "")
 
-    def test_takes_no_other_item_down_where_single_ones_work_side_by_side(self, tmp_path: Path) -> None:
+    def test_fails_no_other_item_with_parallel_workers(self, tmp_path: Path) -> None:
         outcomes = run(["die_once", "count"], tmp_path, workers=1, parallel=2, max_failures=-1)
         assert [outcome.error for outcome in outcomes] == [None, None]
 
-    def test_is_waited_for_so_long_and_no_longer(self, tmp_path: Path) -> None:
-        begin = time.monotonic()
-        [outcome] = run(["stay_away"], tmp_path, workers=2, timeout=3)
-        assert time.monotonic() - begin < 90
+    def test_is_waited_for_until_the_timeout(self, tmp_path: Path) -> None:
+        [outcome] = run(["stay_away"], tmp_path, workers=2, timeout=5)
         assert (outcome.error or "").startswith("worker 0 lost the others (RuntimeError: ")
-        assert "Timed out waiting 3000ms" in (outcome.error or "")
+        assert "Timed out waiting 5000ms" in (outcome.error or "")
         assert "start the same command again" in (outcome.error or "")
 
 
-class TestAFirstWorkerThatComputesAlone:
-    def test_is_missed_where_it_gives_no_sign_of_life(self, tmp_path: Path) -> None:
-        begin = time.monotonic()
-        [outcome] = run(["stop_for_good"], tmp_path, workers=2, timeout=3)
-        assert time.monotonic() - begin < 90
-        error = "worker 1 lost worker 0: no sign of life for 3 s (--timeout); start the same command again"
+class TestHeartbeat:
+    def test_a_suspended_first_worker_is_reported(self, tmp_path: Path) -> None:
+        [outcome] = run(["stop_for_good"], tmp_path, workers=2, timeout=5)
+        error = "worker 1 lost worker 0: no sign of life for 5 s (--timeout); start the same command again"
         assert (outcome.error or "").startswith(error)
 
-    def test_is_replaced_then_and_waited_for_while_it_computes(self, tmp_path: Path) -> None:
-        outcomes = run(["stop_for_good", "count"], tmp_path, workers=2, timeout=3, max_failures=1)
+    def test_it_is_replaced_then_and_waited_for_while_it_computes(self, tmp_path: Path) -> None:
+        outcomes = run(["stop_for_good", "count"], tmp_path, workers=2, timeout=5, max_failures=1)
         assert [outcome.error for outcome in outcomes] == [None, None]
         assert outcomes[0].value == "survived"
 
 
 class TestSigterm:
-    def test_workers_stop_together_and_nothing_else_is_begun(self, tmp_path: Path) -> None:
+    def test_workers_stop_at_the_same_step_and_no_item_is_started(self, tmp_path: Path) -> None:
         outcomes = run(["work_until_stopped", "count"], tmp_path, terminate=True, workers=2)
         assert outcomes == [STOPPED, STOPPED]
         steps = [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)]
@@ -103,14 +99,12 @@ class TestSigterm:
         assert run(["work_until_stopped", "count"], tmp_path, terminate=True, **group) == [STOPPED, STOPPED]
 
     @pytest.mark.parametrize(("workers", "steps"), [(0, "[3, 7]"), (2, "[4, 8]")])
-    def test_where_it_is_another_machine_s_a_checkpoint_is_enough(
-        self, tmp_path: Path, workers: int, steps: str
-    ) -> None:
+    def test_all_workers_save_if_one_is_asked_to(self, tmp_path: Path, workers: int, steps: str) -> None:
         [outcome] = run(["save_when_asked"], tmp_path, workers=workers)
         assert outcome.error is None
         assert [path.read_text() for path in tmp_path.glob("saved-*")] == [steps] * max(workers, 1)
 
-    def test_stopping_is_more_than_saving(self) -> None:
+    def test_stop_is_stronger_than_save(self) -> None:
         notice = StopSignal()
         notice.request_save()
         assert not notice.stop_requested
@@ -120,11 +114,9 @@ class TestSigterm:
         assert notice.stop_requested
         assert (notice.take(), notice.take()) == (StopRequest.STOP, StopRequest.STOP)
 
-    def test_who_does_not_stop_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_worker_that_does_not_stop_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cluster.local.pool.SHUTDOWN_GRACE_SECONDS", 1.0)
-        begin = time.monotonic()
-        assert run(["pay_no_heed"], tmp_path, terminate=True, workers=2) == [STOPPED]
-        assert time.monotonic() - begin < 90
+        assert run(["ignore_the_stop"], tmp_path, terminate=True, workers=2) == [STOPPED]
 
 
 class TestASlowWorker:
@@ -136,21 +128,21 @@ class TestASlowWorker:
         assert find_slowest(seconds, ["a", "b", "c"]) == slowest
 
     def test_is_found_among_workers_that_wait_for_it(self, tmp_path: Path) -> None:
-        [outcome] = run(["dawdle"], tmp_path, workers=2)
+        [outcome] = run(["be_slow"], tmp_path, workers=2)
         found, again = outcome.value
         assert (found.rank, found.host) == (1, platform.node())
         assert found.ratio > 2
         assert again is None, "each call is about the steps since the last one"
 
     def test_needs_others(self, tmp_path: Path) -> None:
-        assert run(["dawdle"], tmp_path)[0].value == (None, None)
+        assert run(["be_slow"], tmp_path)[0].value == (None, None)
 
 
-def test_children_of_a_worker_are_ended_by_sigterm_as_ever(tmp_path: Path) -> None:
+def test_sigterm_ends_children_of_a_worker(tmp_path: Path) -> None:
     assert run(["have_a_child"], tmp_path, workers=1)[0].value == -signal.SIGTERM
 
 
-def test_a_tracker_that_begins_again_keeps_what_is_settled() -> None:
+def test_a_restarted_tracker_keeps_final_outcomes() -> None:
     tracker = OutcomeTracker(2, world_size=2)
     assert not tracker.report(0, 0, Outcome(value="a"))
     assert tracker.report(0, 1, Outcome())
@@ -188,7 +180,7 @@ class TestStorage:
 
 
 @pytest.mark.parametrize(("connected", "status"), [(True, 3), (False, -signal.SIGSEGV)])
-def test_a_teardown_that_crashes_does_not_change_what_a_cluster_is_told(connected: bool, status: int) -> None:
+def test_a_crash_in_the_teardown_does_not_change_the_exit_status(connected: bool, status: int) -> None:
     script = f"""
 import atexit, os, signal, sys, types
 from cluster.exit import exit_process
@@ -233,7 +225,9 @@ class TestPlacement:
             ({"timeout": 0}, "more than 0"),
         ],
     )
-    def test_what_cannot_be_is_refused_with_advice(self, tmp_path: Path, wrong: dict[str, Any], advice: str) -> None:
+    def test_an_impossible_placement_is_refused_with_advice(
+        self, tmp_path: Path, wrong: dict[str, Any], advice: str
+    ) -> None:
         with pytest.raises(ValueError, match=advice):
             resolve(Placement(**wrong), tmp_path)
 
@@ -316,8 +310,12 @@ def test_who_reads_while_another_writes_sees_a_whole_checkpoint(tmp_path: Path) 
     store = CheckpointStore(tmp_path, keep=1)
     store.save(0, {"weights": {"w": torch.zeros(1000)}}, {"step": 0})
 
+    enough = threading.Event()
+
     def write() -> None:
-        for step in range(1, 150):
+        for step in itertools.count(1):
+            if enough.is_set():
+                return
             store.save(step, {"weights": {"w": torch.full((1000,), float(step))}}, {"step": step})
 
     writer = threading.Thread(target=write)
@@ -325,13 +323,16 @@ def test_who_reads_while_another_writes_sees_a_whole_checkpoint(tmp_path: Path) 
     seen = [0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        while writer.is_alive():
-            found = CheckpointStore(tmp_path).latest()
-            assert found is not None
-            assert found.state == {"step": found.step}
-            assert found.step >= seen[-1]
-            seen.append(found.step)
-    assert len(set(seen)) > 3
+        try:
+            while len(set(seen)) < 10:
+                found = CheckpointStore(tmp_path).latest()
+                assert found is not None
+                assert found.state == {"step": found.step}
+                assert found.step >= seen[-1]
+                seen.append(found.step)
+        finally:
+            enough.set()
+            writer.join()
 
 
 FILL = """

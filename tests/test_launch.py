@@ -55,13 +55,13 @@ class TestGroup:
             ({"storage": "runs"}, "absolute"),
         ],
     )
-    def test_what_cannot_run_is_refused_with_advice(self, wrong: Any, advice: str) -> None:
+    def test_an_impossible_group_is_refused_with_advice(self, wrong: Any, advice: str) -> None:
         with pytest.raises(ValueError, match=advice):
             Group(**({"storage": "/nowhere"} | wrong))
 
 
 class TestInThisProcess:
-    def test_an_error_is_one_items_own(self) -> None:
+    def test_an_error_ends_only_its_item(self) -> None:
         outcomes, events = run([("count", 2), "fail", "unpicklable", ("count", 1)])
         assert [outcome.value for outcome in outcomes] == ["counted", None, None, "counted"]
         assert outcomes[1].error == "ValueError: wrong on purpose"
@@ -76,7 +76,7 @@ class TestInThisProcess:
         assert outcomes[0].value["threads"] == before + 1
         assert torch.get_num_threads() == before
 
-    def test_ctrl_c_goes_through(self) -> None:
+    def test_ctrl_c_is_raised(self) -> None:
         def interrupt(number: int, event: dict[str, Any]) -> None:
             raise KeyboardInterrupt
 
@@ -110,7 +110,7 @@ class TestTwoWorkers:
         expected = {"total": 3.0, "ranks": [0, 1], "device": "cuda" if torch.cuda.is_available() else "cpu"}
         assert result[0][0] == Outcome(value=expected)
 
-    def test_the_group_goes_on_after_errors(self, result: tuple[list[Outcome], Events]) -> None:
+    def test_the_next_items_run_after_errors(self, result: tuple[list[Outcome], Events]) -> None:
         outcomes = result[0]
         assert outcomes[1].error == "ValueError: wrong on purpose"
         assert outcomes[3].error == "ValueError: wrong in flight"
@@ -134,9 +134,7 @@ class TestTwoWorkers:
         assert max(value["largest error"]) < 1e-12
 
     def test_a_worker_left_waiting_ends_the_group(self) -> None:
-        begin = time.monotonic()
         outcomes, _ = run(["desert", "reduce"], workers=2)
-        assert time.monotonic() - begin < 60
         assert outcomes[0].error == "ValueError: left the others (worker 1 of 2)"
         assert "worker 1 of 2 died (exit code 1)" in (outcomes[1].error or "")
 
@@ -163,10 +161,10 @@ def test_ctrl_c_ends_the_workers() -> None:
     with pytest.raises(KeyboardInterrupt):
         launch(play, ["linger"], Group(storage="/nowhere", workers=2), interrupt)
     assert len(pids) == 2
-    assert gone_within(5, pids)
+    assert gone_within(60, pids)
 
 
-def test_no_worker_outlives_a_killed_driver() -> None:
+def test_workers_die_with_their_driver() -> None:
     program = (
         "from cluster.launch import Group, launch\n"
         "from tests.launch_bodies import play\n"
@@ -177,7 +175,7 @@ def test_no_worker_outlives_a_killed_driver() -> None:
         pids = [int(driver.stdout.readline()) for _ in range(2)]
         assert all(map(alive, pids))
         driver.send_signal(signal.SIGKILL)
-    assert gone_within(5, pids)
+    assert gone_within(60, pids)
 
 
 class TestSideBySide:
@@ -187,7 +185,7 @@ class TestSideBySide:
         assert [outcome.error for outcome in outcomes] == [None, None, None]
         pids = {outcomes[0].value, outcomes[1].value}
         assert len(pids) == 2
-        assert outcomes[2].value["pid"] in pids  # whoever was free took it
+        assert outcomes[2].value["pid"] in pids  # the first idle worker took it
         assert outcomes[2].value["world_size"] == 1
         assert not outcomes[2].value["control"]
         assert not outcomes[2].value["group"]
@@ -203,16 +201,18 @@ class TestSideBySide:
         ]
 
 
-def test_a_slow_driver_does_not_hold_up_the_training() -> None:
+def test_a_slow_driver_does_not_delay_the_training(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def dawdle(number: int, event: dict[str, Any]) -> None:
-        if not seen:
-            time.sleep(3)
+    def wait_for_the_last(number: int, event: dict[str, Any]) -> None:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "flooded").exists():
+            assert time.monotonic() < deadline, "the worker waits for the driver"
+            time.sleep(0.01)
         seen.append(number)
 
-    outcomes = launch(play, ["flood"], Group(storage="/nowhere", workers=1), dawdle)
-    assert outcomes[0].value < 2
+    [outcome] = launch(play, [("flood", str(tmp_path))], Group(storage="/nowhere", workers=1), wait_for_the_last)
+    assert outcome.error is None
     assert len(seen) == 3000
 
 
@@ -230,6 +230,6 @@ class TestStrategy:
             ("singel", 1, "did you mean --strategy single"),
         ],
     )
-    def test_what_is_not_there_is_refused_with_advice(self, name: str, world_size: int, advice: str) -> None:
+    def test_an_unknown_strategy_is_refused_with_advice(self, name: str, world_size: int, advice: str) -> None:
         with pytest.raises(ValueError, match=advice):
             strategy(name, world_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ def run(items: list[Any], storage: Path, **group: Any) -> tuple[list[Outcome], E
     how = Group(launcher="ray", storage=str(storage), **group)
     interrupt = signal.getsignal(signal.SIGINT)
     outcomes = launch(play, items, how, lambda number, event: events.append((number, event)))
-    assert not ray.is_initialized(), "what launch started, it ends"
-    assert signal.getsignal(signal.SIGINT) is interrupt, "Ctrl-C stays the caller's"
+    assert not ray.is_initialized(), "launch ends the Ray that it started"
+    assert signal.getsignal(signal.SIGINT) is interrupt, "the caller's handler of Ctrl-C is kept"
     return outcomes, events
 
 
@@ -55,15 +54,13 @@ def test_two_workers(tmp_path: Path) -> None:
     assert around["pid"] != os.getpid()
     lost = "worker 1 of 2 died (its process is gone); start the same command again"
     assert all((outcome.error or "").startswith(lost) for outcome in outcomes[6:])
-    assert list((tmp_path / "ray").iterdir()), "Ray Train keeps its files where it was told to"
+    assert list((tmp_path / "ray").iterdir()), "Ray Train's files are in the storage"
 
 
 def test_workers_side_by_side(tmp_path: Path) -> None:
     folder = str(tmp_path)
-    begin = time.monotonic()
     items = [("meet_in", folder, "a", "b"), ("meet_in", folder, "b", "a"), "surroundings", "fail"]
     outcomes, _ = run(items, tmp_path, parallel=2)
-    assert time.monotonic() - begin < 300
     assert [outcome.error for outcome in outcomes] == [None, None, None, "ValueError: wrong on purpose"]
     assert outcomes[0].value != outcomes[1].value
     around = outcomes[2].value

@@ -17,7 +17,7 @@ from cluster import strategy
 from cluster.checkpoints import open_storage
 from cluster.group import Group
 from cluster.launch import launch
-from cluster.lock import Lock
+from cluster.lock import lock
 from compression.methods import Dense, IterativeMagnitude
 from compression.objectives import DLBConfig, ObjectiveConfig, PSKDConfig
 from pipelines.execute import execute
@@ -61,7 +61,7 @@ def kill_driver(storage: Path, experiment: Experiment, workers: int, kill: Kill)
     line = command(work_in(storage, experiment), kill, Group(storage=str(storage), workers=workers))
     driver = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert driver.returncode == -9, driver.stdout + driver.stderr
-    with Lock(RunFolder(storage, experiment.identity).lock).acquire(ignore):  # its workers have ended with it
+    with lock(RunFolder(storage, experiment.identity).lock, ignore):  # its workers have ended with it
         return
 
 

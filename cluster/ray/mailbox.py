@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 log = logging.getLogger(__name__)
+
+
+POLL_SECONDS = 0.5
+"""How often a worker asks for requests."""
 
 
 @dataclass(frozen=True)
@@ -44,60 +48,49 @@ class WorkerInfo:
 
 
 class DriverMailbox:
-    """The actor. It lives as long as the driver's machine."""
+    """The actor. It lives as long as the driver's machine, and handles the calls of each worker in their order."""
 
     def __init__(self) -> None:
         self._attempts: list[str] = []
         self._messages: list[Message] = []
         self._finished: set[int] = set()
-        self._num_saves, self._stop = 0, False
-        self._changed = asyncio.Condition()
+        self._stop, self._num_saves = False, 0
 
-    async def register(self, rank: int, worker: WorkerInfo) -> set[int]:
+    def register(self, rank: int, worker: WorkerInfo) -> set[int]:
         """A worker has started, perhaps one of a new group; returns the items that have ended."""
         if worker.attempt not in self._attempts:
             self._attempts.append(worker.attempt)
         self._messages.append(Message("started", rank, -1, worker))
         return self._finished
 
-    async def post(self, attempt: str, message: Message) -> None:
+    def post(self, attempt: str, message: Message) -> None:
         """Leave a message for the driver. Messages of a group that has been replaced are dropped."""
         if not self._attempts or attempt == self._attempts[-1]:
             self._messages.append(message)
 
-    async def report_failure(self, dead: list[int], last_line: str) -> None:
+    def report_failure(self, dead: list[int], last_line: str) -> None:
         """Tell the driver that the group has failed: the ranks that died, and the last line of an error."""
         self._messages.append(Message("failure", -1, -1, (dead, last_line)))
 
-    async def take(self) -> list[Message]:
+    def take(self) -> list[Message]:
         """The messages since the last call, in order."""
         messages, self._messages = self._messages, []
         return messages
 
-    async def finish(self, number: int) -> None:
+    def finish(self, number: int) -> None:
         """Item `number` has ended: a group that is started again skips it."""
         self._finished.add(number)
 
-    async def stop(self) -> None:
+    def request_stop(self) -> None:
         """Ask all workers to stop, also those that start later."""
-        async with self._changed:
-            self._stop = True
-            self._changed.notify_all()
+        self._stop = True
 
-    async def save(self) -> None:
-        """Ask the workers for a checkpoint."""
-        async with self._changed:
-            self._num_saves += 1
-            self._changed.notify_all()
+    def request_save(self) -> None:
+        """Ask the current workers for a checkpoint."""
+        self._num_saves += 1
 
-    async def num_saves(self) -> int:
-        """How many checkpoints have been requested so far."""
-        return self._num_saves
-
-    async def next_request(self, num_saves: int) -> tuple[bool, int]:
-        """Wait until a stop or more than `num_saves` checkpoints are requested: (stop, number of checkpoints)."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stop or self._num_saves > num_saves)
+    def requests(self) -> tuple[bool, int]:
+        """Whether to stop, and how many checkpoints have been requested so far."""
         return self._stop, self._num_saves
 
 
@@ -116,23 +109,17 @@ class Outbox:
 
     def __init__(self, mailbox: ActorHandle, attempt: str, rank: int) -> None:
         self._mailbox, self._attempt, self._rank = mailbox, attempt, rank
-        self._failed = False
-        self._last: Any = None
 
     def post(self, kind: str, number: int, payload: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
         try:
-            if self._last is not None:
-                ray.wait([self._last], timeout=1)  # concurrent calls may overtake each other in the actor
-            self._last = self._mailbox.post.remote(self._attempt, Message(kind, self._rank, number, payload))
+            sent = self._mailbox.post.remote(self._attempt, Message(kind, self._rank, number, payload))
             if kind == "outcome":
-                ray.get(self._last)
+                ray.get(sent)
         except RayError as error:
-            if not self._failed:
-                log.warning("the driver is gone (%s): events are no longer sent", error)
-            self._failed = True
+            log.warning("the driver is gone: %s", error)
 
 
 def listen(mailbox: ActorHandle) -> StopSignal:
@@ -142,18 +129,20 @@ def listen(mailbox: ActorHandle) -> StopSignal:
 
     stop_signal = StopSignal()
 
-    def wait() -> None:
+    def poll() -> None:
+        known: int | None = None
         try:
-            num_saves = ray.get(mailbox.num_saves.remote())
             while not stop_signal.stop_requested:
-                stop, num_saves = ray.get(mailbox.next_request.remote(num_saves))
+                stop, num_saves = ray.get(mailbox.requests.remote())
                 if stop:
                     stop_signal.request_stop()
-                else:
+                elif known is not None and num_saves > known:
                     stop_signal.request_save()
+                known = num_saves
+                time.sleep(POLL_SECONDS)
         except RayError as error:
             log.debug("the driver is gone: %s", error)
 
-    # Not a ThreadPoolExecutor: the process may exit while this waits.
-    threading.Thread(target=wait, name="listen", daemon=True).start()
+    # Not a ThreadPoolExecutor: the process may exit while this runs.
+    threading.Thread(target=poll, name="listen", daemon=True).start()
     return stop_signal

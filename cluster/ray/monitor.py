@@ -49,7 +49,7 @@ class Monitor:
             self._read_messages()
             now = time.monotonic()
             if stop_signal.stop_requested and deadline is None:
-                self._mailbox.stop.remote()
+                self._mailbox.request_stop.remote()
                 deadline = now + (SHUTDOWN_GRACE_SECONDS if self.workers else 0)
             if deadline is not None and now > deadline:
                 return
@@ -125,7 +125,7 @@ class Monitor:
             if worker.node in draining and worker.node not in self._draining:
                 self._draining.add(worker.node)
                 log.warning("worker %d's machine %s is being drained: a checkpoint is requested", rank, worker.host)
-                self._mailbox.save.remote()
+                self._mailbox.request_save.remote()
 
     def _location(self, rank: int, verb: str) -> str:
         worker = self.workers.get(rank)

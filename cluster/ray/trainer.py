@@ -33,18 +33,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SETTINGS = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # its 60 s are short for a busy machine or a growing cluster
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an additional actor for a notice that nobody uses
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers and driver
-}
-"""Ray's settings, where the caller's environment does not set them."""
 
-ELASTIC_SETTINGS = {
-    # After the loss of a machine Ray first tries to start as many workers as before. It counts again after this time.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-}
-"""The same, if the number of workers may change."""
+def _settings(group: Group) -> dict[str, str]:
+    """Ray's settings, where the caller's environment does not set them."""
+    defaults = {
+        # Its 60 s are short for a busy machine or a growing cluster. If the number of workers may change, Ray first
+        # tries to start as many as before the loss of a machine. It counts again after this time.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600" if group.min_workers is None else "30",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an additional actor for a notice that nobody uses
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers and driver
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent) -> list[Outcome]:
@@ -54,10 +53,8 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
     pending item fails.
     """
     num_workers = group.workers if group.parallel == 1 else min(group.parallel, len(items))
-    defaults = SETTINGS if group.min_workers is None else SETTINGS | ELASTIC_SETTINGS
-    settings = {name: os.environ.get(name, value) for name, value in defaults.items()}
     # Ray installs a SIGTERM handler when it starts: ours comes after that.
-    with environment(settings), _connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
+    with environment(_settings(group)), _connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
         _warn_if_small(num_workers)
         with storage_marker(group.storage) as marker:
             mailbox = open_mailbox()
