@@ -20,7 +20,7 @@ NETWORK = "10.78.0"
 
 
 def why_not() -> str | None:
-    """Why there can be no hosts on this machine; None if there can."""
+    """Why this machine cannot have such hosts; None if it can."""
     if sys.platform != "linux" or shutil.which("ip") is None:
         return "network namespaces need Linux and iproute2"
     if os.geteuid() != 0:
@@ -34,9 +34,9 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """Hosts 1 to `count`, each with an interface eth0; what is still there of earlier ones is removed first.
+    """Hosts 1 to `count`, each with an interface eth0. Leftovers of earlier ones are removed first.
 
-    Processes of the hosts share this machine's files, but for what is mounted by a command of `on`.
+    Processes of the hosts share this machine's files, except for what a command of `on` mounts.
     """
 
     def __init__(self, count: int) -> None:
@@ -64,7 +64,7 @@ class Hosts:
             if self._space(number) in there:
                 self.kill(number)
                 _ip("netns", "del", self._space(number))
-        # The kernel takes its time with a space, and with the cables that end in it.
+        # The kernel removes a namespace and its cables asynchronously.
         for link in (*map(self._cable, self.numbers), BRIDGE):
             subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
 
@@ -76,29 +76,29 @@ class Hosts:
         return ["ip", "netns", "exec", self._space(number), *command]
 
     def cut(self, number: int) -> None:
-        """Take a host off the network: what is sent to it and by it is lost, no connection is closed."""
+        """Cut a host off the network: packets to and from it are lost, no connection is closed."""
         _ip("link", "set", self._cable(number), "down")
 
     def heal(self, number: int) -> None:
-        """Bring it back."""
+        """Connect it again."""
         _ip("link", "set", self._cable(number), "up")
 
     def kill(self, number: int) -> None:
-        """End all its processes at once."""
-        for _ in range(3):  # what was being started in between
+        """Kill all its processes."""
+        for _ in range(3):  # also processes that were just being started
             for pid in self._pids(number):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def slowed(self, number: int, name: str) -> Iterator[None]:
-        """Processes of a host whose command line begins so get a fifth of their time, those that come later too."""
-        over = threading.Event()
+        """Processes of a host whose command line starts with `name` get a fifth of their CPU time, also later ones."""
+        ended = threading.Event()
 
         def stop_and_go() -> None:
             pids: list[int] = []
             for turn in itertools.count():
-                if over.is_set():
+                if ended.is_set():
                     return
                 if turn % 20 == 0:
                     pids = [pid for pid in self._pids(number) if _command(pid).startswith(name)]
@@ -113,7 +113,7 @@ class Hosts:
         try:
             yield
         finally:
-            over.set()
+            ended.set()
             thread.join()
 
     def _pids(self, number: int) -> list[int]:

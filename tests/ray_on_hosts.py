@@ -30,19 +30,19 @@ class Done:
 
 
 class Cluster:
-    """One CPU on each host, so that two workers are on two hosts; host 1 is the head.
+    """One CPU on each host, so that two workers run on two hosts; host 1 is the head.
 
-    elsewhere: a folder in whose place host 2 has one of its own, as it has for Ray's own files.
+    elsewhere: a folder that host 2 does not share; it does not share Ray's own files either.
     """
 
     def __init__(self, hosts: Hosts, folder: Path, elsewhere: Path) -> None:
         self.hosts, self._folder, self._elsewhere = hosts, folder, elsewhere
-        # Short: the names of Ray's sockets begin with it.
+        # Short: the paths of Ray's sockets start with it.
         self._temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        # Without GLOO_SOCKET_IFNAME: here the host name's address is loopback, as it is on many real machines.
+        # Without GLOO_SOCKET_IFNAME: the address of the host name is loopback here, as on many real machines.
         dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "ORCHARD_STORAGE", "PYTEST_CURRENT_TEST", "GLOO_SOCKET_IFNAME")
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in dropped},
@@ -91,7 +91,7 @@ class Cluster:
         return Job(self, [*command, "python", *arguments], self._folder)
 
     def stopper(self, job: Job) -> subprocess.Popen[str]:
-        """What `ray job stop` does, as soon as it gets a line: the command itself takes seconds to start."""
+        """Does what `ray job stop` does when it reads a line: the command itself takes seconds to start."""
         line = f"from ray.job_submission import *; client = JobSubmissionClient({self._dashboard!r}); print(); input()"
         command = ["python", "-c", f"{line}; client.stop_job({job.identifier!r})"]
         pipe = subprocess.PIPE
@@ -101,7 +101,7 @@ class Cluster:
         return stopper
 
     def drain_node(self, seconds: int) -> None:
-        """Tell Ray that host 2 will be taken away, as its cloud's notice does."""
+        """Tell Ray that host 2 will be taken away."""
         which = (
             "import ray; ray.init('auto', log_to_driver=False); print(*[n['NodeID'] for n in ray.nodes() if n['Alive']"
         )
@@ -151,11 +151,11 @@ class Job:
         return "raysubmit_" in self.output
 
     def until(self, what: Callable[[], bool], timeout: float = 90) -> None:
-        """Wait for something while it runs."""
+        """Wait for a condition while the job runs."""
         deadline = time.monotonic() + timeout
         while not what():
             assert self.process.poll() is None, f"the job has ended:\n{self.output}"
-            assert time.monotonic() < deadline, f"in vain for {timeout} s:\n{self.output}"
+            assert time.monotonic() < deadline, f"not true after {timeout} s:\n{self.output}"
             time.sleep(0.05)
 
     def end(self, timeout: float) -> Done:

@@ -1,7 +1,7 @@
-"""A real cluster of two hosts: submit from a fresh clone, train across both, and lose nothing when machines go.
+"""A real cluster of two hosts: submit from a fresh clone, train on both, and lose nothing when machines fail.
 
-Each run is the same training, of which a worker on each host has a half; what an undisturbed one ends with is what all
-of them must end with, bit for bit.
+All runs are the same training with one worker on each host. Each must end with the weights of an undisturbed run, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ RUN = (
     *("pipelines/digits_epsd.py", "--alone", "--workers", "2", "--method.inner-steps", "1"),
     *("--training.epochs", "12", "--training.batch-size", "128", "--checkpoint-steps", str(CHECKPOINT_STEPS)),
 )
-"""Twelve epochs, so that a fast machine is not at the end before something happens to it."""
+"""Twelve epochs, so that the run does not end before the failure on a fast machine."""
 
 STEPS_PER_EPOCH = 10
 
 DISTURB_AT = 16
-"""Step after which the machines go: inside the second epoch."""
+"""Step after which the machines fail: inside the second epoch."""
 
 
 class Storage:
-    """A storage, and how far the one run in it is."""
+    """A storage with one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +66,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The run by two processes of this machine."""
+    """The run with two processes of this machine."""
     storage = Storage(tmp_path_factory.mktemp("undisturbed"))
     command = [sys.executable, *RUN, "--storage", str(storage.path)]
     environment = {name: value for name, value in os.environ.items() if name != "GLOO_SOCKET_IFNAME"}
@@ -77,7 +77,7 @@ def undisturbed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that host 2 has not."""
+    """A folder that host 2 does not see."""
     return tmp_path_factory.mktemp("elsewhere")
 
 
@@ -93,22 +93,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterat
             cluster.close()
 
 
-def at_work(cluster: Cluster, clone: Path, storage: Storage, *options: str, environment: str = "{}") -> Job:
-    """A job that is in the middle of an epoch."""
+def in_second_epoch(cluster: Cluster, clone: Path, storage: Storage, *options: str, environment: str = "{}") -> Job:
+    """A job that is inside its second epoch."""
     job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *options, environment=environment)
     job.until(lambda: storage.step() >= DISTURB_AT, 240)
     return job
 
 
 def finished(done: Done, storage: Storage, undisturbed: RunFolder) -> None:
-    """It has ended well, with the undisturbed run's weights and numbers."""
+    """It has succeeded, with the weights and metrics of the undisturbed run."""
     assert done.status == 0, done.output
     assert "test accuracy" in done.output
     same_run(storage.run, undisturbed)
 
 
-def went_on_from(done: Done, killed: int) -> int:
-    """The step of the checkpoint that the run went on from; it is no older than the newest when the machine went."""
+def resumed_from(done: Done, killed: int) -> int:
+    """The step of the checkpoint that the run resumed from: at least the newest one at the failure."""
     found = [int(step) for step in re.findall(r"train resumes from its checkpoint of step (\d+)", done.output)]
     assert len(found) == 1, done.output
     assert found[0] >= killed, "more than one checkpoint interval is lost"
@@ -116,7 +116,7 @@ def went_on_from(done: Done, killed: int) -> int:
 
 
 def report(request: pytest.FixtureRequest, text: str) -> None:
-    """What a disturbance costs, for the record: shown by `pytest -rP`."""
+    """The cost of a failure, shown by `pytest -rP`."""
     print(f"{request.node.name}: {text}")
 
 
@@ -125,12 +125,10 @@ def test_a_storage_that_a_worker_does_not_see_is_refused(cluster: Cluster, clone
     assert done.status == 1, done.output
     assert f"({cluster.hosts.address(2)}) does not see the storage {elsewhere}" in done.output
     assert "on every node" in done.output
-    assert not list(elsewhere.glob("runs/*/stages/*")), "nothing was begun"
+    assert not list(elsewhere.glob("runs/*/stages/*")), "no stage was started"
 
 
-def test_machines_that_do_not_come_are_waited_for_so_long_and_no_longer(
-    cluster: Cluster, clone: Path, tmp_path: Path
-) -> None:
+def test_missing_machines_are_waited_for_until_the_timeout(cluster: Cluster, clone: Path, tmp_path: Path) -> None:
     done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", "--timeout", "15").end(240)
     assert done.status == 1, done.output
     assert "2 CPUs for 3 workers: waiting for more" in done.output
@@ -142,7 +140,7 @@ def test_a_host_killed_mid_epoch_comes_back(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage = Storage(tmp_path)
-    job = at_work(cluster, clone, storage)
+    job = in_second_epoch(cluster, clone, storage)
     cluster.hosts.kill(2)
     killed, begin = storage.step(), time.monotonic()
     cluster.start_node()
@@ -153,10 +151,10 @@ def test_a_host_killed_mid_epoch_comes_back(
     finished(done, storage, undisturbed)
     assert "Ray starts the workers again (1 of 3)" in done.output
     assert "2 workers resume from their last checkpoint" in done.output
-    step = went_on_from(done, killed)
+    step = resumed_from(done, killed)
     report(
         request,
-        f"killed after the checkpoint of step {killed}, went on from that of step {step}: under {CHECKPOINT_STEPS} "
+        f"killed after the checkpoint of step {killed}, resumed from that of step {step}: under {CHECKPOINT_STEPS} "
         f"steps lost; host back after {started - begin:.0f} s, next checkpoint after {again - begin:.0f} s",
     )
 
@@ -164,33 +162,33 @@ def test_a_host_killed_mid_epoch_comes_back(
 def test_a_host_cut_off_for_a_minute(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Ray may take it for dead or not: either the training goes on, or the host has to join again."""
+    """Ray may consider it dead or not: the training continues, or the host has to join again."""
     storage = Storage(tmp_path)
-    job = at_work(cluster, clone, storage)
+    job = in_second_epoch(cluster, clone, storage)
     cluster.hosts.cut(2)
     begin = time.monotonic()
-    time.sleep(5)  # what was under way
+    time.sleep(5)  # for what had already started
     cut_at = storage.step()
     assert storage.run.read_result() is None
     time.sleep(55)
     cluster.hosts.heal(2)
-    went_on = None
+    resumed = None
     while job.process.poll() is None and time.monotonic() - begin < 300:
-        if not cluster.has_node():  # it has learned that it was given up
+        if not cluster.has_node():  # Ray has given it up
             cluster.hosts.kill(2)
             cluster.start_node()
-        if went_on is None and storage.step() > cut_at:
-            went_on = time.monotonic() - begin
+        if resumed is None and storage.step() > cut_at:
+            resumed = time.monotonic() - begin
         time.sleep(1)
     done = job.end(60)
     finished(done, storage, undisturbed)
-    report(request, f"cut off after the checkpoint of step {cut_at}; next checkpoint {went_on:.0f} s after the cut")
+    report(request, f"cut off after the checkpoint of step {cut_at}; next checkpoint {resumed:.0f} s after the cut")
 
 
-def test_a_host_that_is_to_be_taken_away_leaves_a_checkpoint(
+def test_a_drained_host_saves_a_checkpoint(
     cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """As a spot machine is: Ray is told, and some time later it is gone. A checkpoint after each epoch of 323 steps."""
+    """Like a spot machine: Ray is told, and some time later it is gone. A checkpoint after each epoch of 323 steps."""
     storage = Storage(tmp_path)
     longer = ("--training.epochs", "3", "--training.batch-size", "4", "--checkpoint-steps", "0")
     job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *longer)
@@ -206,11 +204,11 @@ def test_a_host_that_is_to_be_taken_away_leaves_a_checkpoint(
     done = job.end(400)
     assert done.status == 0, done.output
     assert f"machine {cluster.hosts.address(2)} is being drained: a checkpoint is requested" in done.output
-    assert went_on_from(done, saved) == saved
+    assert resumed_from(done, saved) == saved
     report(request, f"checkpoint of step {saved} {seconds:.1f} s after the notice")
 
 
-def test_a_slow_host_is_named_and_changes_nothing(
+def test_a_slow_host_is_reported_and_changes_nothing(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage = Storage(tmp_path)
@@ -225,7 +223,7 @@ def test_a_slow_host_is_named_and_changes_nothing(
     report(request, f"the slow host took {statistics.median(ratios):.1f} times as long; the job {done.seconds:.0f} s")
 
 
-def test_what_each_worker_wrote_is_found(cluster: Cluster, clone: Path, tmp_path: Path) -> None:
+def test_the_log_of_each_worker_is_found(cluster: Cluster, clone: Path, tmp_path: Path) -> None:
     done = cluster.submit(clone, "-m", "tests.survival_bodies", str(tmp_path)).end(240)
     assert done.status == 0, done.output
     for rank in (0, 1):
@@ -234,14 +232,14 @@ def test_what_each_worker_wrote_is_found(cluster: Cluster, clone: Path, tmp_path
         log = cluster.run(1, "ray", "logs", "actor", "--id", said[2])
         assert log.status == 0, log.output
         assert f"rank {rank} speaks" in log.output
-        assert f"rank {rank} speaks" in done.output, "it stands in the job's log, too"
+        assert f"rank {rank} speaks" in done.output, "it is in the job's log, too"
 
 
 def test_a_head_killed_and_started_again(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage = Storage(tmp_path)
-    job = at_work(cluster, clone, storage)
+    job = in_second_epoch(cluster, clone, storage)
     cluster.hosts.kill(1)
     cluster.hosts.kill(2)  # its Ray would end itself a minute after the head
     killed = storage.step()
@@ -250,15 +248,15 @@ def test_a_head_killed_and_started_again(
     cluster.start_node()
     done = cluster.submit(clone, *RUN, "--storage", str(storage.path)).end(300)
     finished(done, storage, undisturbed)
-    step = went_on_from(done, killed)
+    step = resumed_from(done, killed)
     report(
         request,
-        f"killed after the checkpoint of step {killed}; the same command went on from that of step {step} and took "
+        f"killed after the checkpoint of step {killed}; the same command resumed from that of step {step} and took "
         f"{done.seconds:.0f} s",
     )
 
 
-def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(
+def test_a_stopped_job_saves_a_checkpoint_and_resumes(
     cluster: Cluster, clone: Path, undisturbed: RunFolder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage = Storage(tmp_path)
@@ -278,16 +276,16 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(
     finished(cluster.submit(clone, *RUN, "--storage", str(storage.path)).end(300), storage, undisturbed)
 
 
-def test_one_host_less_is_enough_where_the_number_of_workers_may_change(
+def test_one_host_is_enough_with_min_workers(
     cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Two workers, then one, and two again when the host is back."""
     storage = Storage(tmp_path)
-    job = at_work(cluster, clone, storage, "--min-workers", "1", "--training.epochs", "120")
+    job = in_second_epoch(cluster, clone, storage, "--min-workers", "1", "--training.epochs", "120")
     cluster.hosts.kill(2)
     begin, killed = time.monotonic(), storage.step()
     job.until(lambda: storage.step() > killed, 240)
-    went_on = time.monotonic() - begin
+    resumed = time.monotonic() - begin
     job.until(lambda: "1 workers resume" in job.output)
     cluster.start_node()
     back = time.monotonic()
@@ -301,6 +299,6 @@ def test_one_host_less_is_enough_where_the_number_of_workers_may_change(
     assert [placement["workers"] for placement in result["earlier_placements"]] == [2, 1]
     report(
         request,
-        f"one worker's next checkpoint came {went_on:.0f} s after the other host was killed; two went on {grown:.0f} s "
+        f"one worker's next checkpoint came {resumed:.0f} s after the other host was killed; two resumed {grown:.0f} s "
         "after it was back",
     )

@@ -99,7 +99,7 @@ def test_a_server_killed_mid_run_loses_no_number(
     assert count(server, again.run_id) == len({(r["key"], r["step"]) for r in history}) > points_before[1] > 0
 
 
-def test_a_server_that_is_away_stops_a_run_from_being_begun_but_not_from_going_on(
+def test_a_missing_server_prevents_a_new_run_but_not_a_resumed_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConnectionError, match="Is it running"):
