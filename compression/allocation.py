@@ -38,7 +38,7 @@ def global_topk(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Mas
     """
     check_sparsity(sparsity)
     check_finite(scores)
-    everything = Masks({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
+    everything = Masks.ones_like(scores)
     return remove_lowest(scores, everything, math.floor(everything.num_weights * Fraction(str(sparsity))))
 
 

@@ -30,6 +30,11 @@ class Masks(Mapping[str, Tensor]):
                 raise ValueError(f"the mask of {name} must be a bool tensor, not {mask.dtype}")
         self._masks = dict(masks)
 
+    @classmethod
+    def ones_like(cls, tensors: Mapping[str, Tensor]) -> Masks:
+        """Masks that keep everything."""
+        return cls({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()})
+
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
 

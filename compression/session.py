@@ -1,7 +1,7 @@
-"""Session: what a method may ask of its surroundings, and nothing else.
+"""Session: the interface through which a method gets data, networks and training.
 
-A method is a function of a Session and its config. Data, devices, workers, checkpoints and tracking stay behind this
-Protocol, so a method reads like its paper's algorithm box and holds no resume logic.
+A method is a function of a Session and its config. Data, devices, workers, checkpoints and tracking are hidden behind
+this Protocol, so that a method reads like the algorithm in its paper and needs no code to resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ StageResult = Masks | dict[str, Tensor] | dict[str, Any] | list[Any]
 
 
 class Session(Protocol):
-    """Every worker runs the method's body on the unwrapped model; wrapping for several workers happens in `train`."""
+    """Every worker runs the method with the unwrapped model; `train` wraps it for several workers."""
 
     seed: int
     device: torch.device
@@ -29,32 +29,32 @@ class Session(Protocol):
     """of the experiment's training schedule"""
 
     def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
-        """The experiment's network, or the one of `spec`, with the weights of the seed, the same on every worker.
+        """The experiment's network, or that of `spec`, with initial weights from the seed, the same on every worker.
 
         spec: {"name": architecture, argument: value...} for `compression.models.build`, without the number of classes.
         """
         ...
 
     def teacher(self, experiment: Any = None, *, method: Any = None) -> nn.Module:
-        """The finished network of another Experiment, frozen and in eval mode; run first if that is still to be done.
+        """The finished network of another Experiment, frozen and in eval mode. The experiment is run first if needed.
 
-        experiment: None is this run's own network, data and training, by the method `Dense`.
-        method: carry out that one instead of the experiment's own.
-        ValueError if its classes are not as many as this run's.
+        experiment: None is this run's own network, data and training with the method `Dense`.
+        method: run this method instead of the experiment's own.
+        ValueError if its number of classes is not that of this run.
         """
         ...
 
     def batches(self, objective: Objective, num: int, size: int | None = None) -> Sequence[Batch]:
-        """`num` global training batches, the same on every worker, with what `objective.needs` of them.
+        """`num` global training batches, the same on every worker, with the fields that the objective needs.
 
-        size: images in each; None is the training's batch size.
+        size: images in each batch; None is the training's batch size.
         """
         ...
 
     def stage(self, name: str, fn: Callable[[], StageResult]) -> Any:
-        """The result of `fn`, computed once by the first worker, stored, and read back when the run starts again.
+        """The result of `fn`: the first worker computes and stores it once; a resumed run loads it.
 
-        `fn` holds no collectives and returns a dict of tensors, Masks or plain JSON.
+        `fn` must not use collectives. It returns a dict of tensors, Masks or plain JSON.
         """
         ...
 
@@ -69,28 +69,28 @@ class Session(Protocol):
         epochs: range | None = None,
         param_groups: Sequence[dict[str, Any]] | None = None,
     ) -> nn.Module:
-        """Train `model` in place; durable, and goes on inside the stage after a kill.
+        """Train `model` in place. The stage is stored, and resumed from its last checkpoint after a kill.
 
-        schedule: another training than the experiment's (an opaque value of a method's config); None is its own.
-        epochs: which part of the schedule, say range(2, 15); None is all of it.
-        param_groups: dicts with "params" and what differs from the optimiser's values in them; "lr_scale" multiplies
-        the learning rate. None: all parameters alike.
+        schedule: another training than the experiment's (a value of the method's config); None is the experiment's.
+        epochs: part of the schedule, for example range(2, 15); None is the whole schedule.
+        param_groups: dicts with "params" and the values that differ from the optimiser's; "lr_scale" multiplies the
+        learning rate. None: the same values for all parameters.
         """
         ...
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Of `model` on "val" or "test": accuracy (share of 1), and means over samples of what it says of them.
+        """Metrics of `model` on "val" or "test", as means over the samples.
 
-        loss: cross-entropy; entropy: of the softmax, in nats; max_probability: its largest entry.
+        accuracy: in [0, 1]; loss: cross-entropy; entropy: of the softmax, in nats; max_probability: its largest entry.
         """
         ...
 
     def log(self, **metrics: float) -> None:
-        """Record numbers of the run as a whole (a cost, a count of empty layers)."""
+        """Record numbers of the whole run (a cost, the number of empty layers)."""
         ...
 
     def note(self, text: str) -> None:
-        """Tell the person who watches the run."""
+        """Show a message to the user."""
         ...
 
 

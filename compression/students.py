@@ -82,8 +82,8 @@ def _check_not_empty(part: str, survivors: Sequence[int]) -> None:
             raise ValueError(f"{part} {place} of {len(survivors)} has no weight left: prune the teacher less")
 
 
-def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, Any]:
-    """The student derived from the teacher `model` (built from `arch`) and its masks, as plain JSON:
+def plan(model: nn.Module, masks: Masks) -> dict[str, Any]:
+    """The student derived from a teacher (made by `compression.models.build`) and its masks, as plain JSON:
 
     arch: for `compression.models.build`. rows: for each layer (VGG) or stage (ResNet) {"part", "dense_width",
     "student_width", "dense_weights", "survivors", "student_weights"}. dense_weights, survivors, student_weights: of all
@@ -91,7 +91,7 @@ def plan(arch: Mapping[str, Any], masks: Masks, model: nn.Module) -> dict[str, A
 
     Errors: ValueError for masks of another network, for other families, and for empty layers or stages.
     """
-    dense = prunable(model)
+    arch, dense = vars(model)["arch"], prunable(model)
     if {name: mask.shape for name, mask in masks.items()} != {name: weight.shape for name, weight in dense.items()}:
         raise ValueError(f"the masks are not those of this {arch['name']}: they must cover its prunable layers")
     argument, dense_widths = _parts(arch, model)

@@ -26,3 +26,15 @@ def test_compress_my_network(tmp_path: Path):
     accuracies = [float(accuracy) for accuracy in re.findall(r"accuracy ([\d.]+)", output)]
     assert min(accuracies) > 0.9
     assert (tmp_path / "small.onnx").exists()
+
+
+def test_my_data_set(tmp_path: Path):
+    [accuracy] = re.findall(r"\n\S.*: test accuracy ([\d.]+)%", output_of("my_data_set.py", tmp_path))
+    assert float(accuracy) > 80
+    assert len(list((tmp_path / "my-images/test").glob("*/*.png"))) == 297
+
+
+def test_my_criterion(tmp_path: Path):
+    first = re.findall(r"^(.+): test accuracy 0\.(\d+)$", output_of("my_criterion.py", tmp_path, "runs"), re.MULTILINE)
+    assert [label for label, _ in first] == ["relative magnitude + CE", "magnitude + CE"]
+    assert "epoch" not in output_of("my_criterion.py", tmp_path, "runs"), "finished runs are not repeated"

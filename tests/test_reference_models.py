@@ -91,7 +91,7 @@ def test_student_widths_of_vgg11(rounds: int):
     expected = case[f"expect/k{rounds}/student_widths"].tolist()
     assert students.vgg_widths(survivors[:-1]) == expected
     model = models.build("vgg11", 100)
-    plan = students.plan(vars(model)["arch"], masks_with(model, survivors), model)
+    plan = students.plan(model, masks_with(model, survivors))
     assert plan["arch"] == {"name": "vgg11", "num_classes": 100, "widths": expected}
     assert [row["survivors"] for row in plan["rows"]] == survivors[:-1]
     weights = case[f"expect/k{rounds}/student_conv_weights_per_layer"].tolist()

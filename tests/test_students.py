@@ -28,10 +28,6 @@ def thinned(model: nn.Module, density: float) -> Masks:
     return Masks({n: torch.rand_like(w) < density * (1.2 - 0.4 * i / len(layers)) for i, (n, w) in enumerate(layers)})
 
 
-def arch(model: nn.Module) -> dict[str, Any]:
-    return vars(model)["arch"]
-
-
 def test_widths_by_hand():
     # 54 / (9 * 3) = 2; 36 / (9 * 2) = 2; 80 / (9 * 2) = 4.4 -> 4; 1 / (9 * 4) -> at least 1
     assert students.vgg_widths([54, 36, 80, 1]) == [2, 2, 4, 1]
@@ -50,7 +46,7 @@ def test_a_layer_without_survivors_is_named():
     masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
     masks["features.4.weight"][:] = False
     with pytest.raises(ValueError, match=r"features\.4: the student.s width would be 0"):
-        students.plan(arch(model), Masks(masks), model)
+        students.plan(model, Masks(masks))
 
 
 def test_stage_widths_by_hand():
@@ -87,7 +83,7 @@ def test_a_resnets_student_has_as_many_weights_as_are_left(name: str, tolerance:
     model = models.build(name, 20)
     for rounds in (2, 7):
         masks = thinned(model, 0.8**rounds)
-        plan = students.plan(arch(model), masks, model)
+        plan = students.plan(model, masks)
         student = models.build(**plan["arch"])
         weights = sum(w.numel() for w in prunable(student).values())
         assert plan["student_weights"] == weights
@@ -100,14 +96,14 @@ def test_a_resnets_student_has_as_many_weights_as_are_left(name: str, tolerance:
 def test_the_student_of_an_unpruned_teacher_is_the_teacher(name: str):
     model = models.build(name, 10)
     masks = Masks({n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()})
-    plan = students.plan(arch(model), masks, model)
+    plan = students.plan(model, masks)
     assert [row["student_width"] for row in plan["rows"]] == [row["dense_width"] for row in plan["rows"]]
     assert plan["student_weights"] == plan["survivors"] == plan["dense_weights"] == masks.num_weights
 
 
 def test_a_plan_of_a_narrower_teacher_starts_from_its_widths():
     model = models.build("resnet18_small", 10, stage_widths=[40, 80, 120, 160])
-    plan = students.plan(arch(model), pruned(model, 0.36), model)
+    plan = students.plan(model, pruned(model, 0.36))
     assert [row["dense_width"] for row in plan["rows"]] == [40, 80, 120, 160]
     assert all(row["student_width"] < row["dense_width"] for row in plan["rows"])
 
@@ -116,7 +112,7 @@ def test_a_plan_is_plain_json_draws_nothing_and_reads_as_a_table():
     torch.manual_seed(0)
     model = models.build("vgg11_mlp", 10)
     masks, state = pruned(model, 0.59), torch.get_rng_state()
-    plan = students.plan(arch(model), masks, model)
+    plan = students.plan(model, masks)
     assert torch.equal(torch.get_rng_state(), state)
     assert json.loads(json.dumps(plan)) == plan
     head, columns, *rows, total = students.describe(plan).split("\n")
@@ -132,10 +128,10 @@ def test_a_plan_is_plain_json_draws_nothing_and_reads_as_a_table():
 def test_families_without_a_rule_and_foreign_masks_are_refused():
     model = models.build("mobilenet_v2", 10)
     with pytest.raises(ValueError, match=r"no rule derives a student from 'mobilenet_v2'.*resnet18_small"):
-        students.plan(arch(model), pruned(model, 0.5), model)
+        students.plan(model, pruned(model, 0.5))
     vgg = models.build("vgg11", 10)
     with pytest.raises(ValueError, match="not those of this vgg11"):
-        students.plan(arch(vgg), pruned(model, 0.5), vgg)
+        students.plan(vgg, pruned(model, 0.5))
 
 
 def test_a_vgg_student_takes_the_strongest_channels_by_hand():

@@ -11,7 +11,7 @@ from compression.session import Session
 
 
 class MethodConfig:
-    """The settings of a method: each subclass is a frozen dataclass. A run's identity depends on its fields alone.
+    """The settings of a method: each subclass is a frozen dataclass. A run's identity depends only on its fields.
 
     What is declared here may be a field, a property or a class attribute of the subclass.
     """
@@ -35,7 +35,7 @@ class MethodConfig:
         return cls(**values)
 
     def run(self, session: Session) -> nn.Module:
-        """Carry out the method and return the finished network."""
+        """Run the method and return the finished network."""
         raise NotImplementedError
 
     def controls(self) -> Sequence[MethodConfig]:

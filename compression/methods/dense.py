@@ -1,4 +1,4 @@
-"""Dense training: the network as it is, by any objective. The row that every pruned one is compared with."""
+"""Dense training with any objective: the baseline of every pruned network."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class Dense(MethodConfig):
 
 
 def dense(session: Session, config: Dense) -> nn.Module:
-    """Train every weight."""
+    """Train all weights."""
     return session.train("train", session.model(), objective_of(session, config.objective))

@@ -1,7 +1,7 @@
-"""Early pruning: score at initialisation by cross-entropy, prune at once or in rounds, train by any objective.
+"""Early pruning: score at initialisation with cross-entropy, prune once or in rounds, train with any objective.
 
-With ProsPr as criterion and a self-distillation objective this is the "simple combination" with which the EPSD paper
-(Chen et al., AAAI 2024, arXiv 2402.00084) compares itself; with cross-entropy it is the criterion's own paper.
+With ProsPr as criterion and a self-distillation objective, this is the "simple combination" that the EPSD paper (Chen
+et al., AAAI 2024, arXiv 2402.00084) compares with. With cross-entropy, it is the method of the criterion's paper.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from compression.session import Session, objective_of
 
 @dataclass(frozen=True)
 class EarlyPruning(MethodConfig):
-    """Prune at initialisation by a criterion under cross-entropy, then train by an objective."""
+    """Prune at initialisation by a criterion with cross-entropy, then train with an objective."""
 
     criterion: CriterionConfig = field(default_factory=ProsPrConfig)
     objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
     sparsity: float = 0.95
     """share of convolution and linear weights removed"""
     allow_empty: bool = False
-    """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+    """accept layers with no weight left (safe only where a shortcut bypasses them)"""
     allocation: Literal["global", "per_layer", "erk"] = added("global")
-    """which layers give the weights removed: those with the lowest scores, all the same share, or by
+    """how many weights each layer keeps: by the scores over all layers, the same share of each layer, or
     Erdos-Renyi-Kernel densities"""
     rounds: int | None = added(None)
-    """of scoring and pruning a little more; None: as many as the criterion's own (100 for SynFlow, 1 for SNIP...)"""
+    """rounds of scoring and pruning; None: the criterion's usual number (100 for SynFlow, 1 for SNIP...)"""
     schedule: Literal["exponential", "linear"] = added("exponential")
-    """how the density falls over several rounds: exponential or linear"""
+    """how the density decreases over the rounds: exponential or linear"""
     scoring_batch_size: int | None = added(None)
-    """images in each batch that is scored; None: the training's batch size"""
+    """images in each scored batch; None: the training's batch size"""
 
     options: ClassVar = {"distillation": "objective", "criterion": "criterion"}
 

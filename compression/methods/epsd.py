@@ -1,8 +1,8 @@
 """EPSD: early pruning with self-distillation (Chen et al., AAAI 2024, arXiv 2402.00084).
 
-The paper swaps the cross-entropy of early pruning for the self-distillation loss, so that the weights kept are those
-that self-distillation can use, and then trains what is left by the same loss. Its full text does not settle every
-detail; here the score is ProsPr's meta-gradient (arXiv 2202.08132) of that loss. Each such reading is a config value.
+The paper replaces the cross-entropy of early pruning by the self-distillation loss, so that pruning keeps the weights
+that self-distillation needs. The pruned network is then trained with the same loss. The paper leaves some details open:
+here the score is ProsPr's meta-gradient (arXiv 2202.08132) of this loss, and each such decision is a config value.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from compression.session import Session, objective_of
 
 @dataclass(frozen=True)
 class EPSD(MethodConfig):
-    """Prune at initialisation by the self-distillation loss, then train by it."""
+    """Prune at initialisation with the self-distillation loss, then train with it."""
 
     distillation: ObjectiveConfig = field(default_factory=CSKDConfig)
     sparsity: float = 0.95
     """share of convolution and linear weights removed"""
     inner_steps: int = 3
-    """gradient steps before the sensitivity is taken"""
+    """gradient steps before the sensitivity is computed"""
     inner_lr: float = 0.1
     """learning rate of those steps"""
     first_order: bool = False
-    """leave out second derivatives: less memory, another score"""
+    """omit second derivatives: less memory, a different score"""
     allow_empty: bool = False
-    """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+    """accept layers with no weight left (safe only where a shortcut bypasses them)"""
     scoring_batch_size: int | None = added(None)
-    """images in each batch that is scored; None: the training's batch size"""
+    """images in each scored batch; None: the training's batch size"""
     chunk_size: int | None = added(None)
-    """with first_order, images scored at once, for less memory; None: a whole batch"""
+    """with first_order, images scored at once, to save memory; None: a whole batch"""
 
     options: ClassVar = {"distillation": "distillation"}
 
@@ -61,7 +61,7 @@ class EPSD(MethodConfig):
 
 
 def epsd(session: Session, config: EPSD) -> nn.Module:
-    """Score by the self-distillation loss, prune once, train by the same loss."""
+    """Score with the self-distillation loss, prune once, train with the same loss."""
     model = session.model()
     objective = objective_of(session, config.distillation)
     batches = session.batches(objective, objective.scoring_batches(config.inner_steps), config.scoring_batch_size)

@@ -1,8 +1,8 @@
 """Iterative magnitude pruning: train, remove the smallest weights, train again, and so on.
 
-Three ways to train again: the weights go back to an early epoch (lottery ticket: Frankle & Carbin, ICLR 2019, arXiv
-1803.03635; Frankle et al., ICML 2020, arXiv 1912.05671), only the learning rate does (Renda et al., ICLR 2020, arXiv
-2003.02389), or the weights stay and a whole schedule starts anew (as Prune-then-Distill's code retrains its teachers).
+Three ways to train again: rewind the weights to an early epoch (lottery ticket: Frankle & Carbin, ICLR 2019, arXiv
+1803.03635; Frankle et al., ICML 2020, arXiv 1912.05671), rewind only the learning rate (Renda et al., ICLR 2020, arXiv
+2003.02389), or keep the weights and restart the whole schedule (as Prune-then-Distill's code retrains its teachers).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import nn
 
 from compression import allocation, criteria
@@ -22,47 +21,47 @@ from compression.session import Session, objective_of
 
 @dataclass(frozen=True)
 class IterativeMagnitude(MethodConfig):
-    """Rounds of pruning the smallest surviving weights and training again."""
+    """Rounds of pruning the smallest remaining weights and training again."""
 
     rounds: int = 4
-    """how often; 4 rounds of 20 % remove 59 %"""
+    """number of rounds; 4 rounds of 20 % remove 59 %"""
     share: float = 0.2
-    """of the weights still alive that each round removes"""
+    """share of the remaining weights that each round removes"""
     rewind: Literal["weights", "learning_rate", "restart"] = "weights"
-    """what goes back before training again: the weights (lottery ticket) and the learning rate with them, the learning
-    rate alone, or neither: a whole schedule from its start on the weights as they are"""
+    """what is rewound before training again: weights and learning rate (lottery ticket), only the learning rate, or
+    neither (restart: the whole schedule from its start, with the weights as they are)"""
     rewind_epoch: int = 0
-    """epoch of the schedule to which weights or learning rate go back"""
+    """epoch of the schedule to which weights or learning rate are rewound"""
     dense: Any = None
-    """Experiment whose finished network is pruned (not with rewind weights, which trains its own); None: this
-    experiment's own network, trained densely"""
+    """experiment of the network to prune (not with rewind weights, which trains its own); None: this experiment's own
+    network, trained densely"""
     retraining: Any = None
-    """training of each round under rewind restart; None: the experiment's own"""
+    """training of each round with rewind restart; None: the experiment's own"""
     objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
     allow_empty: bool = False
-    """accept layers of which nothing is left (sound where a shortcut goes round them)"""
+    """accept layers with no weight left (safe only where a shortcut bypasses them)"""
 
     options: ClassVar = {"distillation": "objective"}
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"rounds must be 1 or more, not {self.rounds}; method dense trains without pruning")
+            raise ValueError(f"rounds must be 1 or more, not {self.rounds}; use method dense to train without pruning")
         if not 0 < self.share < 1:
-            raise ValueError(f"share is what a round removes of the weights still alive, in (0, 1), not {self.share}")
-        if self.rewind_epoch < 0 or (self.rewind_epoch and self.rewind == "restart"):
             raise ValueError(
-                f"rewind_epoch must be 0 or more, and 0 where the schedule restarts, not {self.rewind_epoch}"
+                f"share, what a round removes of the remaining weights, must be in (0, 1), not {self.share}"
             )
+        if self.rewind_epoch < 0 or (self.rewind_epoch and self.rewind == "restart"):
+            raise ValueError(f"rewind_epoch must be 0 or more, and 0 with rewind restart, not {self.rewind_epoch}")
         if self.rewind == "weights" and self.dense is not None:
             raise ValueError(
-                "rewind weights needs the weights of an early epoch and trains its own network: leave out dense"
+                "rewind weights needs the weights of an early epoch and trains its own network: leave dense out"
             )
         if self.rewind != "restart" and self.retraining is not None:
-            raise ValueError(f"retraining goes with rewind restart, not {self.rewind}")
+            raise ValueError(f"retraining needs rewind restart, not {self.rewind}")
 
     @property
     def sparsity(self) -> float:
-        """Share of weights removed after the last round, up to the rounding of each."""
+        """Share of weights removed after the last round, without the rounding in each round."""
         return 1 - (1 - self.share) ** self.rounds
 
     @property
@@ -81,7 +80,7 @@ class IterativeMagnitude(MethodConfig):
 def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Module:
     """Train; then `rounds` times: remove, rewind, train again."""
     if config.rewind_epoch >= session.epochs:
-        raise ValueError(f"rewind_epoch {config.rewind_epoch} lies behind the training's {session.epochs} epochs")
+        raise ValueError(f"rewind_epoch {config.rewind_epoch} must be below the training's {session.epochs} epochs")
     model = session.model()
     objective = objective_of(session, config.objective)
     rest = range(config.rewind_epoch, session.epochs)
@@ -92,7 +91,7 @@ def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Modu
         model = session.train("first", model, objective, epochs=rest)
     else:
         model.load_state_dict(session.teacher(config.dense).state_dict())
-    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
+    masks = Masks.ones_like(prunable(model))
     for round in range(1, config.rounds + 1):
         masks = session.stage(f"prune{round}", lambda model=model, masks=masks: pruned(model, masks, config))
         if early is not None:
@@ -106,9 +105,9 @@ def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Modu
 
 
 def pruned(model: nn.Module, masks: Masks, config: IterativeMagnitude) -> Masks:
-    """The masks without the smallest of the weights still alive.
+    """The masks without the smallest of the remaining weights.
 
-    Their number is rounded as each paper's authors do: up for the lottery ticket, to nearest for a restart.
+    The number of weights is rounded as in the authors' code: up for rewinding, to nearest for a restart.
     """
     num_of = allocation.rounded_share if config.rewind == "restart" else allocation.share_rounded_up
     num = num_of(masks.num_kept, config.share)
@@ -116,5 +115,5 @@ def pruned(model: nn.Module, masks: Masks, config: IterativeMagnitude) -> Masks:
 
 
 def part(config: IterativeMagnitude, rest: range) -> range | None:
-    """The epochs of a round: what is left of the schedule from the rewind point, or all of another one."""
+    """The epochs of a round: from the rewind epoch on, or with rewind restart the whole schedule."""
     return None if config.rewind == "restart" else rest

@@ -1,9 +1,9 @@
 """PDD: pruning during distillation (Dan et al., Cognitive Computation 16, 2024, doi 10.1007/s12559-024-10350-9).
 
-While a student learns from a teacher, a gate on each of its channels learns whether the channel is needed; the closed
-ones are then removed and the small network is fine-tuned. Where the authors' code departs from the paper or goes wrong,
-the decisions are ours and named in docs/methods.md: the true KL divergence, one gate set a dependency group, gates
-without weight decay that start open, an optional budget, and every tensor of the student carried over.
+While a student learns from a teacher, a gate on each of its channels learns whether the channel is needed. Channels
+with closed gates are then removed, and the small network is fine-tuned. docs/methods.md lists our decisions where the
+authors' code differs from the paper or has errors: the true KL divergence, one set of gates for each dependency group,
+gates that start open and have no weight decay, an optional budget, and all tensors of the student kept.
 """
 
 from __future__ import annotations
@@ -24,43 +24,45 @@ from compression.session import Session
 
 @dataclass(frozen=True)
 class PDD(MethodConfig):
-    """Learn from a teacher, and which channels to keep, at once; remove the others; fine-tune."""
+    """Learn from a teacher and learn which channels to keep; remove the others; fine-tune."""
 
     teacher: Any = None
-    """Experiment of the teacher; None: this experiment's own network, trained densely"""
+    """experiment of the teacher; None: this experiment's own network, trained densely"""
     distill: bool = True
-    """learn from the teacher; without, the control that shows what the teacher gives"""
+    """learn from the teacher; off: the control without a teacher"""
     reduction: float | None = 0.3
-    """share of the cost to remove, met within 2 %; None: whatever the gates come to"""
+    """share of the cost to remove, met within 2 %; None: as the gates have learned"""
     reduce: CostName = "macs"
-    """the cost that is meant"""
+    """the cost to reduce"""
     budget_weight: float = 10.0
-    """of the squared distance of the cost from the budget, as shares of the whole network's cost"""
+    """weight of the squared distance between cost and budget, both as shares of the whole network's cost"""
     temperature: float = 3.0
     """divides the logits before the softmax"""
     alpha: float = 0.4
-    """weight of distillation; cross-entropy has the rest"""
+    """weight of the distillation term; cross-entropy has 1 - alpha"""
     divergence: Literal["kl", "authors"] = "kl"
-    """the KL divergence, or what the authors' code computes in its place under recent PyTorch"""
+    """the KL divergence, or what the authors' code computes instead with recent PyTorch"""
     gate_start: Literal["open", "random"] = "open"
-    """all gates at 0.5, or as in the authors' code around 0: half of the channels begin closed"""
+    """open: all gates at 0.5; random: around 0 as in the authors' code, with half of the gates closed"""
     gate_lr: float = 5.0
-    """learning rate of the gates, as a multiple of the weights'"""
+    """learning rate of the gates, as a multiple of that of the weights"""
     gate_decay: bool = False
-    """weight decay on the gates, as in the authors' code"""
+    """apply weight decay to the gates, as in the authors' code"""
     gating: Any = None
-    """training with gates; None: the experiment's own, which is also that of the fine-tuning"""
+    """training with gates; None: the experiment's training, which is also used for fine-tuning"""
     distill_finetune: bool = False
-    """fine-tune with the teacher; the authors fine-tune on labels alone"""
+    """fine-tune with the teacher; the authors fine-tune on labels only"""
 
     def __post_init__(self) -> None:
         check_positive(temperature=self.temperature, budget_weight=self.budget_weight, gate_lr=self.gate_lr)
         if self.reduction is not None and not 0 < self.reduction < 1:
-            raise ValueError(f"reduction is the share of {self.reduce} to remove, in (0, 1), not {self.reduction}")
+            raise ValueError(
+                f"reduction, the share of {self.reduce} to remove, must be in (0, 1), not {self.reduction}"
+            )
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What the student learns by while it has gates."""
+        """The objective while the student has gates."""
         if not self.distill:
             return CrossEntropyConfig()
         return KDConfig(None, self.temperature, self.alpha, self.divergence)
@@ -79,9 +81,9 @@ class PDD(MethodConfig):
 
 
 class Budgeted(Objective):
-    """Another objective, and `weight` times the squared distance of a gated network's cost from its budget.
+    """Another objective plus `weight` times the squared distance between a gated network's cost and its budget.
 
-    Both costs are shares of the whole network's, so that the weight means the same for every network.
+    Both costs are shares of the whole network's cost, so that the same weight fits every network.
     """
 
     def __init__(self, objective: Objective, gated: Gates, of: CostName, target: float, weight: float) -> None:
@@ -98,7 +100,7 @@ class Budgeted(Objective):
 
 
 def pdd(session: Session, config: PDD) -> nn.Module:
-    """Gate, learn, remove, fine-tune."""
+    """Attach gates, train, remove channels, fine-tune."""
     model, shape = session.model(), session.info.input_shape
     gated = gates.attach(
         model, channels.channel_groups(model, shape), shape, start=config.gate_start, seed=session.seed
@@ -116,7 +118,7 @@ def pdd(session: Session, config: PDD) -> nn.Module:
 
 
 def budget(gated: Gates, config: PDD) -> float | None:
-    """The cost to reach, checked before anything is trained."""
+    """The cost to reach, checked before training; None: any cost."""
     if config.reduction is None:
         return None
     target = (1 - config.reduction) * gated.reachable(config.reduce)[1]
@@ -125,18 +127,18 @@ def budget(gated: Gates, config: PDD) -> float | None:
 
 
 def objectives(session: Session, config: PDD) -> tuple[Objective, Objective]:
-    """What the student learns by with gates, and what the small network is tuned by."""
+    """The objectives of the training with gates and of the fine-tuning."""
     labels = CrossEntropy()
     if not config.distill:
         return labels, labels
-    # Each stage has an objective of its own, over one teacher.
+    # Each stage has its own objective with the same teacher.
     teacher = session.teacher(config.teacher)
     distil = KDConfig(None, config.temperature, config.alpha, config.divergence)
     return distil.objective(teacher), distil.objective(teacher) if config.distill_finetune else labels
 
 
 def parameter_groups(model: nn.Module, config: PDD) -> list[dict[str, Any]]:
-    """The weights as they are, the gates with their own learning rate and without weight decay."""
+    """Two groups: the weights, and the gates with their own learning rate and without weight decay."""
     own = gates.gate_parameters(model)
     known = {id(parameter) for parameter in own}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in known]

@@ -1,4 +1,4 @@
-"""A network that was trained elsewhere, taken as it is: a teacher, or a row to compare with."""
+"""A network that was trained elsewhere, as a teacher or for comparison."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from compression.session import Session
 
 @dataclass(frozen=True)
 class Pretrained(MethodConfig):
-    """Load weights and train nothing."""
+    """Load weights, without training."""
 
     weights: str = ""
-    """a .safetensors file, the folder of a finished run, or of a hub: hub (its default), IMAGENET1K_V1, a1_in1k..."""
+    """a .safetensors file, the folder of a finished run, or a hub's: hub (the default), IMAGENET1K_V1, a1_in1k..."""
 
     label = "pretrained"
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What it is measured by; nothing trains by it."""
+        """Only used to measure costs: there is no training."""
         return CrossEntropyConfig()
 
     def run(self, session: Session) -> nn.Module:
@@ -31,7 +31,7 @@ class Pretrained(MethodConfig):
 
 
 def pretrained(session: Session, config: Pretrained) -> nn.Module:
-    """The experiment's architecture with the weights that the config names."""
+    """The experiment's architecture with the named weights."""
     model = session.model()
     state = session.stage("load", lambda: read_weights(model, config.weights))
     model.load_state_dict(state)

@@ -1,9 +1,9 @@
 """Prune-then-Distill: Prune Your Model Before Distill It (Park & No, ECCV 2022, arXiv 2109.14960).
 
-A dense teacher is pruned by rounds of 20 % of its smallest weights with a full retraining after each; a dense student,
-narrower by what the pruning took from each layer, learns from the pruned teacher's logits. The students' widths follow
-`compression.students`; what the paper's theory says of soft targets could not be checked, so the entropy of the
-teachers' answers is recorded beside every student, and a label-smoothing control is offered.
+A dense teacher is pruned in rounds: each removes the smallest 20 % of its weights and retrains it fully. A dense and
+narrower student learns from the pruned teacher's logits. Each of its layers has as many weights as are left in the
+teacher's (see `compression.students`). The paper explains the gain by softer targets. So the entropy of both teachers'
+outputs is recorded with every student, and label smoothing is one of the controls.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from compression import students
@@ -37,30 +36,30 @@ Source = Literal["pruned", "dense", "none", "label_smoothing"]
 
 @dataclass(frozen=True)
 class PruneThenDistill(MethodConfig):
-    """Prune a teacher, build the student it implies, distil."""
+    """Prune a teacher, derive a smaller student from it, distil."""
 
     teacher: Any = None
-    """Experiment of the dense teacher; None: this experiment's own network, trained densely"""
+    """experiment of the dense teacher; None: this experiment's own network, trained densely"""
     rounds: int = 4
-    """of pruning the teacher by 20 %: 2, 4 or 7 remove 36, 59 or 79 %"""
+    """rounds of pruning the teacher by 20 %: 2, 4 or 7 remove 36, 59 or 79 %"""
     retraining: Any = None
     """training of the teacher after each round; None: the teacher's own"""
     student: Literal["derived", "given"] = "derived"
-    """derived: a narrower teacher with as many weights a layer as the pruning left; given: the experiment's model"""
+    """derived: a narrower teacher with as many weights in each layer as pruning left; given: the experiment's model"""
     init: Literal["random", "inherit"] = "random"
-    """of a derived student: at random as in the paper, or from the pruned teacher's channels"""
+    """initial weights of a derived student: random as in the paper, or channels of the pruned teacher"""
     source: Source = "pruned"
-    """what the student learns from: the pruned teacher (the method), or as controls the dense teacher, the labels alone
+    """what the student learns from: the pruned teacher (the method) or, as controls, the dense teacher, labels only
     (none), or smoothed labels"""
     temperature: float = 10.0
     """divides the logits before the softmax"""
     alpha: float = 0.95
-    """weight of distillation; cross-entropy has the rest"""
+    """weight of the distillation term; cross-entropy has 1 - alpha"""
 
     def __post_init__(self) -> None:
         check_positive(rounds=self.rounds, temperature=self.temperature)
         if self.student == "given" and self.init == "inherit":
-            raise ValueError("init inherit takes the channels of the teacher: it goes with student derived, not given")
+            raise ValueError("init inherit uses channels of the teacher: it needs student derived, not given")
 
     @property
     def pruning(self) -> IterativeMagnitude:
@@ -73,7 +72,7 @@ class PruneThenDistill(MethodConfig):
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What the student trains by."""
+        """The student's objective."""
         if self.source == "none":
             return CrossEntropyConfig()
         if self.source == "label_smoothing":
@@ -92,7 +91,7 @@ class PruneThenDistill(MethodConfig):
         return f"{name} ({self.student} student{inherited}, teacher {self.pruning.sparsity:.0%} pruned)"
 
     def controls(self) -> list[PruneThenDistill]:
-        """The same student, trained by what the claim has to be compared with."""
+        """The same student with the other sources, for comparison."""
         others: tuple[Source, ...] = ("dense", "none", "label_smoothing")
         return [replace(self, source=source) for source in others] if self.source == "pruned" else []
 
@@ -101,10 +100,10 @@ class PruneThenDistill(MethodConfig):
 
 
 def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:
-    """Teacher, pruned teacher, student, distillation."""
-    if config.student == "derived":
-        whole = session.model()
-        plan_student(whole, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(whole).items()}))
+    """Train and prune the teacher, build the student, distil."""
+    if config.student == "derived":  # a network from which no student can be derived is refused before any training
+        model = session.model()
+        students.plan(model, Masks.ones_like(prunable(model)))
     dense = session.teacher(config.teacher)
     pruned = session.teacher(config.teacher, method=config.pruning)
     student = build_student(session, config, pruned)
@@ -115,11 +114,11 @@ def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:
 
 
 def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module) -> nn.Module:
-    """The student's network; a derived one from a plan that is shown and stored."""
+    """The student's network. The plan of a derived student is shown and stored."""
     if config.student == "given":
         return session.model()
     masks = Masks({name: weight.detach() != 0 for name, weight in prunable(pruned).items()})
-    plan = session.stage("plan", lambda: plan_student(pruned, masks))
+    plan = session.stage("plan", lambda: students.plan(pruned, masks))
     session.note(students.describe(plan))
     spec = {key: value for key, value in plan["arch"].items() if key != "num_classes"}
     student = session.model(spec)
@@ -128,13 +127,8 @@ def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module)
     return student
 
 
-def plan_student(teacher: nn.Module, masks: Masks) -> dict[str, Any]:
-    """The plan of `compression.students`; a network without a rule is an error before anything is trained."""
-    return students.plan(vars(teacher)["arch"], masks, teacher)
-
-
 def objective(config: PruneThenDistill, dense: nn.Module, pruned: nn.Module) -> Objective:
-    """What the student learns by, with its teacher if it has one."""
+    """The student's objective, with its teacher if it has one."""
     if config.source == "none":
         return CrossEntropy()
     if config.source == "label_smoothing":

@@ -1,4 +1,4 @@
-"""What a network is trained on: named losses of a model and a batch."""
+"""Objectives: named losses of a model and a batch."""
 
 from compression.objectives.base import Objective, ObjectiveConfig
 from compression.objectives.cross_entropy import CrossEntropy, CrossEntropyConfig

@@ -1,4 +1,4 @@
-"""Cross-entropy: the plain objective that every other one is compared with."""
+"""Cross-entropy: the baseline objective."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from compression.objectives.base import (
 class CSKD(Objective):
     """CE(f(x), y) + weight * T^2 * KL(softmax(f(x') / T) || softmax(f(x) / T)) with x' another image of the class.
 
-    The partner's logits come from a forward of their own, without a graph (so, in train mode, with BatchNorm statistics
-    of their own), as in the authors' code.
+    The logits of x' come from a separate forward pass without a graph (in train mode with separate BatchNorm
+    statistics), as in the authors' code.
     """
 
     needs = frozenset({"paired"})
@@ -52,7 +52,7 @@ class CSKDConfig(ObjectiveConfig):
     temperature: float = 4.0
     """divides the logits before the softmax"""
     weight: float = 1.0
-    """of the distillation term beside the cross-entropy"""
+    """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "CS-KD"
 

@@ -22,7 +22,7 @@ from compression.objectives.base import (
 
 @dataclass(frozen=True)
 class _Last:
-    """The batch before: its second view, and the logits (N, K) that its first view had when it was trained on."""
+    """The previous batch: its second view, and the logits (N, K) of its first view from the previous step."""
 
     view: Tensor
     labels: Tensor
@@ -32,11 +32,12 @@ class _Last:
 
 
 class DLB(Objective):
-    """Each batch is seen twice: now, and in the next step under its second view, taught by its own logits of now.
+    """Each batch is used twice: with its first view, and in the next step with its second view and the first logits.
 
-    CE over the 2N logits of the last batch's second view and this batch's first
-    + weight * T^2 * KL(last logits, detached || the second view's logits). The first step is CE alone. The two forwards
-    are separate, so in train mode each has BatchNorm statistics of its own. What is remembered goes on across epochs.
+    CE over the 2N logits of the last batch's second view and this batch's first view
+    + weight * T^2 * KL(last logits, detached || the second view's logits). The first step has only CE. The two forward
+    passes are separate: in train mode each has its own BatchNorm statistics. The last batch of an epoch is used in the
+    next epoch.
     """
 
     needs = frozenset({"second_view", "index"})
@@ -88,7 +89,7 @@ class DLBConfig(ObjectiveConfig):
     temperature: float = 3.0
     """divides the logits before the softmax"""
     weight: float = 1.0
-    """of the distillation term beside the cross-entropy"""
+    """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "DLB"
 

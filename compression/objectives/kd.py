@@ -29,12 +29,12 @@ class KD(Objective):
     """alpha * divergence(teacher, student) + (1 - alpha) * CE(student, labels).
 
     divergence "kl": T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
-    divergence "authors": `log_target_divergence`, what the published code of PDD computes instead.
+    divergence "authors": `log_target_divergence`, as in the published code of PDD.
 
-    The teacher (a module or any callable images -> logits) is asked in eval mode and without a graph. It is no part of
-    the state, and copies of the objective share it. `setup` raises ValueError where its classes are not the data's.
-    cache: remember its logits by sample; right only for data without augmentation (see `Teacher`). What is remembered
-    is derived, so it is no part of the state either: after a resume the cache is filled again.
+    The teacher (a module or any callable images -> logits) runs in eval mode and without a graph. It is not part of the
+    state, and copies of the objective share it. `setup` raises ValueError if its classes are not those of the data.
+    cache: store its logits for each sample; only for data without augmentation (see `Teacher`). The cache is not part
+    of the state: it is filled again after a resume.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class KD(Objective):
 def log_target_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Mean over the N * K entries of -log softmax(teacher / T) * log softmax(student / T), for comparison only.
 
-    PDD's published code gives log-probabilities where PyTorch's `kl_div` takes probabilities, with reduction "mean" and
-    without T^2. That value holds the logarithm of a negative number: not a number under recent PyTorch. Its gradient is
-    finite, and is that of this expression, which leaves out the part that does not depend on the student. It is no
-    divergence: its minimum is not where the two agree.
+    PDD's published code passes log-probabilities to PyTorch's `kl_div`, which expects probabilities, with reduction
+    "mean" and without T^2. The value contains the logarithm of a negative number: nan with recent PyTorch. The gradient
+    is finite. It is the gradient of this expression, which omits the part that does not depend on the student. This is
+    not a divergence: it is not minimal for equal outputs.
     """
     check_same_classes(teacher_logits, student_logits)
     teacher = F.log_softmax(full_precision(teacher_logits).detach() / temperature, dim=1)
@@ -85,7 +85,7 @@ def log_target_divergence(teacher_logits: Tensor, student_logits: Tensor, temper
 
 
 def check_kd(temperature: float, alpha: float, divergence: str) -> None:
-    """ValueError for values that cannot be."""
+    """ValueError for invalid values."""
     check_positive(temperature=temperature)
     check_share(alpha=alpha)
     if divergence not in ("kl", "authors"):
@@ -103,7 +103,7 @@ class KDConfig(TeacherObjectiveConfig):
     divergence: Divergence = "kl"
     """kl: T^2 * KL, mean over the batch; authors: the term in PDD's published code, for comparison"""
     cache: bool = False
-    """ask the teacher once for each sample; only for data without augmentation that fit in memory"""
+    """run the teacher only once for each sample; only for data without augmentation that fit in memory"""
 
     label = "KD"
 

@@ -15,10 +15,10 @@ Spread = Literal["all", "others"]
 
 
 class LabelSmoothing(Objective):
-    """Cross-entropy with a target that keeps 1 - epsilon on the label and spreads epsilon.
+    """Cross-entropy with a target of 1 - epsilon on the label; epsilon is spread over classes.
 
-    spread "all" (the paper's, and PyTorch's): epsilon / K on each of the K classes, the label included.
-    spread "others" (Tf-KD's code): epsilon / (K - 1) on each class but the label.
+    spread "all" (the paper and PyTorch): epsilon / K on each of the K classes, including the label.
+    spread "others" (Tf-KD's code): epsilon / (K - 1) on each other class.
     """
 
     def __init__(self, epsilon: float = 0.1, spread: Spread = "all") -> None:
@@ -32,7 +32,7 @@ class LabelSmoothing(Objective):
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         logits = full_precision(model(batch.images))
         num_classes = logits.shape[1]
-        # A target without mass on the label, epsilon spread over K - 1, is one over K with epsilon K / (K - 1).
+        # Epsilon spread over the K - 1 other classes equals epsilon K / (K - 1) spread over all K classes.
         epsilon = self.epsilon * (num_classes / (num_classes - 1) if self.spread == "others" else 1.0)
         return {"label_smoothing": F.cross_entropy(logits, batch.labels, label_smoothing=epsilon)}
 
@@ -42,9 +42,9 @@ class LabelSmoothingConfig(ObjectiveConfig):
     """Cross-entropy with smoothed labels."""
 
     epsilon: float = 0.1
-    """share of the target taken from the label"""
+    """share of the target that is spread over classes"""
     spread: Spread = "all"
-    """over all classes (the paper) or over the others only (Tf-KD's code)"""
+    """all: over all classes (the paper); others: over the other classes only (Tf-KD's code)"""
 
     label = "LS"
 

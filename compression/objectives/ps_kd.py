@@ -1,4 +1,4 @@
-"""PS-KD: self-knowledge distillation, targets refined by the epoch before (Kim et al., ICCV 2021, arXiv 2006.12000)."""
+"""PS-KD: self-knowledge distillation from the previous epoch (Kim et al., ICCV 2021, arXiv 2006.12000)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compression.objectives.base import Model, Objective, ObjectiveConfig, check
 
 
 class PSKD(Objective):
-    """Cross-entropy with the target (1 - alpha_t) * onehot + alpha_t * p, p the sample's softmax of the epoch before.
+    """Cross-entropy with the target (1 - alpha_t) * onehot + alpha_t * p; p is the softmax of the previous epoch.
 
-    alpha_t = alpha * (epoch + 1) / num_epochs. In epoch 0, and for a sample not seen yet, p is the label itself.
-    The memory is (num_train, K), one row a sample, written at every call; a row of zeros means "not seen". With
-    half_memory it is float16: probabilities to three digits, and half the size (2.6 GB for ImageNet).
+    alpha_t = alpha * (epoch + 1) / num_epochs. In epoch 0, and for a sample not seen before, p is the label.
+    The memory is (num_train, K), one row for each sample, written at every call; a row of zeros means "not seen". With
+    half_memory it is float16: half the size (2.6 GB for ImageNet), probabilities with three digits.
 
-    Before the first `begin_epoch` alpha_t is alpha and the memory counts: criteria call the objective so, and step k of
-    their inner loop then sees as p the softmax of step k - 1. (Taken literally, epoch 0 would be plain cross-entropy.)
+    Before the first `begin_epoch`, alpha_t is alpha and the memory is used. Criteria call the objective in this way: in
+    step k of their inner loop, p is the softmax of step k - 1. (As in epoch 0, it would be plain cross-entropy.)
     """
 
     needs = frozenset({"index"})
@@ -67,11 +67,11 @@ class PSKD(Objective):
         self._fresh = []
 
     def sync(self) -> None:
-        """Bring the rows written since the last call to every worker."""
+        """Send the rows written since the last call to every worker."""
         if not (dist.is_initialized() and dist.get_world_size() > 1) or self.memory is None or not self._fresh:
             self._fresh = []
             return
-        # Every worker has written equally many rows: each takes an equal share of every global batch.
+        # Every worker has written the same number of rows: all have equal shares of each global batch.
         index = torch.cat(self._fresh)
         rows = self.memory[index]
         world_size = dist.get_world_size()
@@ -83,7 +83,7 @@ class PSKD(Objective):
         self._fresh = []
 
     def _previous(self, batch: Batch, logits: Tensor) -> Tensor:
-        """(N, K): the remembered probabilities, the label's where there are none."""
+        """(N, K): the stored probabilities, or the label for samples without."""
         onehot = F.one_hot(batch.labels, logits.shape[1]).to(logits.dtype)
         memory = self._sized_memory(batch.index, logits)
         if self._first_epoch:
@@ -93,7 +93,7 @@ class PSKD(Objective):
 
     def _sized_memory(self, index: Tensor, logits: Tensor) -> Tensor:
         if self.memory is None:
-            # Without `setup` (a criterion tried by hand) the batch itself says how many rows there must be.
+            # Without `setup` (a criterion called directly), the batch determines the number of rows.
             num_rows = self.num_samples or int(index.max()) + 1
             dtype = torch.float16 if self.half_memory else logits.dtype
             self.memory = torch.zeros(num_rows, logits.shape[1], dtype=dtype, device=logits.device)
@@ -111,12 +111,12 @@ class PSKD(Objective):
 
 @dataclass(frozen=True)
 class PSKDConfig(ObjectiveConfig):
-    """Self-distillation from the sample's own prediction of the epoch before."""
+    """Self-distillation from each sample's prediction in the previous epoch."""
 
     alpha: float = 0.8
-    """weight of the remembered prediction in the target at the last epoch; it grows linearly from 0"""
+    """weight of the stored prediction in the target of the last epoch; it grows linearly from 0"""
     half_memory: bool = added(False)
-    """remember predictions in float16: half the memory, for data of many samples and classes"""
+    """store predictions in float16: half the memory, for many samples and classes"""
 
     label = "PS-KD"
 

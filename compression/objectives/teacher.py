@@ -1,4 +1,4 @@
-"""Teacher: a trained network that an objective asks for logits and never changes."""
+"""Teacher: a trained network that gives an objective logits and is never changed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from compression.objectives.base import Model, full_precision
 
 
 class Teacher:
-    """Logits (N, K) of a fixed network: in eval mode, without a graph, in the precision the network has.
+    """Logits (N, K) of a fixed network: in eval mode, without a graph, in the network's precision.
 
-    network: a module, which is put into eval mode and moved to the device by `setup`, or any callable images -> logits.
-    cache: remember the logits of each sample by `batch.index`, in (num_train, K). Right only where a sample's image is
-    the same in every epoch, which cannot be seen from here. Until every sample has been seen once, the network is
-    asked for each whole batch (to look for samples that are missing would make the host wait for the device); at the
-    first `sync` after that it is asked no more.
+    network: a module, which is set to eval mode and moved to the device by `setup`, or any callable images -> logits.
+    cache: store the logits of each sample by `batch.index`, in (num_train, K). Correct only if a sample's image is the
+    same in every epoch, which is not checked here. Until every sample is stored, the network runs on each whole batch
+    (a search for missing samples would synchronise the device). After the next `sync` it is not used any more.
 
-    A copy of it (objectives are deep-copied for scoring) shares the network and starts with an empty cache.
+    A copy (objectives are deep-copied for scoring) shares the network and starts with an empty cache.
     """
 
     def __init__(self, network: Model, cache: bool = False) -> None:
@@ -37,14 +36,14 @@ class Teacher:
         return copied
 
     def setup(self, info: Info, device: torch.device) -> None:
-        """Move to the device. ValueError unless the network tells as many classes as the data have."""
+        """Move to the device. ValueError if the network has another number of classes than the data."""
         self.num_samples = info.sizes["train"]
         if isinstance(self.network, nn.Module):
             self.network.to(device)
         num_classes = self._ask(torch.zeros(1, *info.input_shape, device=device)).shape[1]
         if num_classes != info.num_classes:
             raise ValueError(
-                f"the teacher has {num_classes} classes and the data have {info.num_classes}: take a teacher that was "
+                f"the teacher has {num_classes} classes and the data have {info.num_classes}: use a teacher that was "
                 "trained on the same classes"
             )
 
@@ -58,7 +57,7 @@ class Teacher:
         return logits
 
     def sync(self) -> None:
-        """Share what workers have cached; collective, until the cache is complete."""
+        """Share the workers' caches. A collective until the cache is complete."""
         if self._rows is None or self._complete:
             return
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -77,9 +76,7 @@ class Teacher:
     def _remember(self, index: Tensor, logits: Tensor) -> None:
         if self._rows is None:
             if not self.num_samples:
-                raise ValueError(
-                    "a teacher with a cache must know the number of samples: call setup(info, device) first"
-                )
-            # Minus infinity means "not seen": below every logit, so that the largest over workers is what was seen.
+                raise ValueError("a teacher with a cache needs the number of samples: call setup(info, device) first")
+            # Minus infinity means "not seen": the maximum over workers gives the logits of those that saw the sample.
             self._rows = logits.new_full((self.num_samples, logits.shape[1]), -math.inf)
         self._rows[index] = logits

@@ -22,7 +22,7 @@ from compression.objectives.base import (
 from compression.objectives.teacher import Teacher
 
 SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0
-"""The authors' values for a pre-trained copy of ResNet-18 as teacher, on CIFAR-100."""
+"""The authors' values for a pretrained ResNet-18 as teacher of itself, on CIFAR-100."""
 
 REG_TEMPERATURE, REG_ALPHA, REG_MULTIPLIER = 20.0, 0.1, 100.0
 """The authors' values for the virtual teacher, on CIFAR-100."""
@@ -35,17 +35,17 @@ CONFIDENCE = 0.99
 class TfKD(Objective):
     """(1 - alpha) * CE + alpha * multiplier * divergence / K, as in the authors' code, for K classes.
 
-    With a teacher, a pre-trained copy of the same network ("self"): the divergence is
+    With a teacher, a pretrained copy of the same network ("self"), the divergence is
     T^2 * KL(softmax(teacher / T) || softmax(student / T)).
-    Without one ("reg"): KL(u || softmax(student)) with u = softmax(v / T) and v a virtual teacher's probabilities,
-    `confidence` on the label and the rest spread over the other classes. The softmax of probabilities makes u nearly
-    uniform.
+    Without a teacher ("reg") it is KL(u || softmax(student)), with u = softmax(v / T) and v the probabilities of a
+    virtual teacher: `confidence` on the label, the rest spread over the other classes. The softmax of probabilities
+    makes u nearly uniform.
 
-    Division by K comes from the authors' mean over all N * K entries; hence the large multipliers. With multiplier 1,
-    "self" is KD whose divergence is averaged so. Values left out are the authors' for "self" or for "reg".
+    The authors average over all N * K entries, which divides by K and needs large multipliers. With 1, "self"
+    is KD with this average. Values of None are the authors' for "self" or "reg".
 
-    classes: the number of classes for which the multiplier is meant; the divergence then weighs as much as there,
-    whatever K is. None: K itself, as in the authors' code, where 50 of CIFAR-100 is ten times as much on CIFAR-10.
+    classes: the number of classes for which the multiplier was chosen; the divergence then has the same weight for
+    every K. None: K, as in the authors' code, where 50 on CIFAR-100 has ten times the weight on CIFAR-10.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class TfKD(Objective):
 
 
 def virtual_teacher(labels: Tensor, logits: Tensor, temperature: float, confidence: float = CONFIDENCE) -> Tensor:
-    """The target (N, K) of "reg": softmax(v / T), v `confidence` on the label and (1 - confidence) / (K - 1) elsewhere.
+    """The target (N, K) of "reg": softmax(v / T), v = `confidence` on the label, (1 - confidence) / (K - 1) elsewhere.
 
-    labels: (N,). logits: (N, K), of which only shape and dtype are taken.
+    labels: (N,). logits: (N, K), only for shape and dtype.
     """
     num_classes = logits.shape[1]
     elsewhere = (1 - confidence) / (num_classes - 1)
@@ -100,21 +100,21 @@ def virtual_teacher(labels: Tensor, logits: Tensor, temperature: float, confiden
 
 
 def check_tf_kd(temperature: float, alpha: float, multiplier: float, confidence: float = CONFIDENCE) -> None:
-    """ValueError for values that cannot be."""
+    """ValueError for invalid values."""
     check_positive(temperature=temperature, multiplier=multiplier)
     check_share(alpha=alpha, confidence=confidence)
 
 
 @dataclass(frozen=True)
 class TfKDSelfConfig(TeacherObjectiveConfig):
-    """Teacher-free distillation from a pre-trained copy of the network."""
+    """Teacher-free distillation from a pretrained copy of the network."""
 
     temperature: float = SELF_TEMPERATURE
     """divides the logits before the softmax"""
     alpha: float = SELF_ALPHA
     """weight of the distillation term; cross-entropy has 1 - alpha"""
     multiplier: float = SELF_MULTIPLIER
-    """of the distillation term, for 100 classes; for others in proportion, so that the term weighs the same"""
+    """of the distillation term, for 100 classes; scaled for other numbers, so that the term has the same weight"""
 
     label = "Tf-KD self"
 
@@ -127,14 +127,14 @@ class TfKDSelfConfig(TeacherObjectiveConfig):
 
 @dataclass(frozen=True)
 class TfKDRegConfig(ObjectiveConfig):
-    """Teacher-free distillation from a virtual teacher that is nearly sure of the label."""
+    """Teacher-free distillation from a virtual teacher with almost all probability on the label."""
 
     temperature: float = REG_TEMPERATURE
     """divides the virtual teacher's probabilities before the softmax"""
     alpha: float = REG_ALPHA
     """weight of the distillation term; cross-entropy has 1 - alpha"""
     multiplier: float = REG_MULTIPLIER
-    """of the distillation term, for 100 classes; for others in proportion, so that the term weighs the same"""
+    """of the distillation term, for 100 classes; scaled for other numbers, so that the term has the same weight"""
     confidence: float = CONFIDENCE
     """probability that the virtual teacher gives the label"""
 
