@@ -7,6 +7,7 @@ import copy
 import re
 import shlex
 import stat
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -384,6 +385,7 @@ def test_job_settings_are_strings():
 
 
 def test_manifests_are_installed_with_the_package():
-    assert 'cluster = ["manifests/*"]' in (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "manifests/*" in project["tool"]["setuptools"]["package-data"]["cluster"]
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in MANIFESTS.iterdir() if path.is_file()}
     assert not [name for name, mode in modes.items() if mode & 0o022], "only the owner may write them"
