@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir . --runtime-env cluster/manifests/runtime_env.yaml` sends, by Ray's code."""
+"""The package of `ray job submit --working-dir . --runtime-env cluster/manifests/runtime_env.yaml`, by Ray's code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "storage", "__pycache__", "
 
 
 def sources() -> list[str]:
-    """The files of the checkout, those not committed yet included, as git sees them; without git all that look so."""
+    """The files of the checkout that git does not ignore, committed or not. Without git: all but caches and storage."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -35,7 +35,7 @@ def checkout(target: Path) -> Path:
 
 
 def package(tree: Path, archive: Path, gitignore: bool = True) -> Path:
-    """What would be sent of `tree`, as the zip file `archive`. gitignore: whether .gitignore counts, as Ray has it."""
+    """Write what Ray would send of `tree` to the zip file `archive`. gitignore: whether Ray applies .gitignore."""
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 

@@ -1,28 +1,30 @@
-"""The fields that our manifests use, with their types, written down from the tools' references: their schemas are
-not to be had here (KubeRay 1.6 `ray.io/v1`, Kubernetes `batch/v1` and `networking.k8s.io/v1`, the Compose format)."""
+"""Types of the fields that the manifests use, from the references of the tools; the complete schemas are not included.
+
+KubeRay 1.6 `ray.io/v1`, Kubernetes `batch/v1` and `networking.k8s.io/v1`, the Compose format.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 Schema = Any
-"""A type; {field: schema}, where a name with "?" may be missing; [schema] for a list; {str: schema} for any names;
-a tuple of the values that may stand there."""
+"""One of: a type; {field: schema}, with "?" after optional fields; [schema] for a list; {str: schema} for any fields;
+a tuple of the allowed values."""
 
 
 def misfits(value: Any, schema: Schema, where: str = "") -> list[str]:
-    """What in `value` is not as `schema` says: one line each."""
+    """The differences between `value` and `schema`: one line each."""
     if isinstance(schema, type):
         right = isinstance(value, schema) and not (schema is int and isinstance(value, bool))
         return [] if right else [f"{where} is {value!r}, not of type {schema.__name__}"]
     if isinstance(schema, tuple):
-        return [] if value in schema else [f"{where} is {value!r}, none of {schema}"]
+        return [] if value in schema else [f"{where} is {value!r}, not one of {schema}"]
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return [f"{where} is {value!r}, no list"]
+            return [f"{where} is {value!r}, not a list"]
         return [line for number, item in enumerate(value) for line in misfits(item, schema[0], f"{where}[{number}]")]
     if not isinstance(value, dict):
-        return [f"{where} is {value!r}, no mapping"]
+        return [f"{where} is {value!r}, not a mapping"]
     if str in schema:
         return [line for name, item in value.items() for line in misfits(item, schema[str], f"{where}.{name}")]
     known = {name.removesuffix("?"): inner for name, inner in schema.items()}
@@ -52,7 +54,7 @@ CONTAINER = {
         {"name": str, "value?": str, "valueFrom?": {"secretKeyRef": {"name": str, "key": str, "optional?": bool}}}
     ],
     "ports?": [{"name": str, "containerPort": int}],
-    "resources": {"limits": {str: object}, "requests": {str: object}},  # quantities: text or a number
+    "resources": {"limits": {str: object}, "requests": {str: object}},  # quantities: strings or numbers
     "securityContext?": SECURITY,
     "volumeMounts?": [{"name": str, "mountPath": str}],
 }

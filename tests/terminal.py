@@ -1,4 +1,4 @@
-"""A terminal for tests: runs a command on a pseudo-terminal, and works out what its screen shows at the end."""
+"""A terminal for tests: runs a command on a pseudo-terminal and computes the final screen."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n]+)")
 def run_in_terminal(
     command: Sequence[str], cwd: Path, environment: Mapping[str, str], width: int = 120, height: int = 40
 ) -> tuple[int, str]:
-    """Exit status and everything that the command wrote to its terminal, escape codes and all."""
+    """Exit status and all terminal output of the command, including escape codes."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    # A size in the environment would be believed before the terminal's own.
+    # COLUMNS and LINES take precedence over the size of the terminal.
     environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -39,14 +39,14 @@ def run_in_terminal(
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # Linux's way to say that nobody has the other end open
+    except OSError:  # Linux reports a closed other end as an error
         return b""
 
 
 def screen(output: str) -> list[str]:
-    """The lines that stand there at the end, those scrolled out included, without trailing spaces.
+    """The lines at the end, including those scrolled out, without trailing spaces.
 
-    Knows the codes that rich writes: cursor up, erase line, colours, showing and hiding the cursor.
+    Supports the codes of rich: cursor up, erase line, colours, showing and hiding the cursor.
     """
     lines, row, column = [""], 0, 0
     position = 0
@@ -66,7 +66,7 @@ def screen(output: str) -> list[str]:
             lines += [""] * (row + 1 - len(lines))
         elif code == "A":
             row -= int(argument or 1)
-            assert row >= 0, "the cursor left the screen at its top"
+            assert row >= 0, "the cursor moved above the first line"
         elif code == "K" and argument == "2":
             lines[row] = ""
         else:

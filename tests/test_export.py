@@ -1,4 +1,4 @@
-"""Artefacts of compacted networks, and what other runtimes read."""
+"""Artefacts of compacted networks, and exported files for other runtimes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compacted(name: str, *, gated: bool, shape: tuple[int, int, int] = SMALL) ->
         ("timm/regnetx_002", True, 32),
     ],
 )
-def test_a_compacted_network_comes_back_equal(name: str, gated: bool, size: int, tmp_path: Path):
+def test_a_compacted_network_is_loaded_equal(name: str, gated: bool, size: int, tmp_path: Path):
     shape = (3, size, size)
     model = compacted(name, gated=gated, shape=shape)
     artifact.save(model, tmp_path)
@@ -50,7 +50,7 @@ def test_a_compacted_network_comes_back_equal(name: str, gated: bool, size: int,
     assert slicing.shapes(loaded) == slicing.shapes(model)
 
 
-def test_arch_json_says_which_layers_are_smaller(tmp_path: Path):
+def test_arch_json_lists_the_smaller_layers(tmp_path: Path):
     model = models.build("resnet20", 10).eval()
     with torch.no_grad():
         model.get_parameter("stage1.0.conv2.weight")[:, 3] = 0
@@ -69,7 +69,7 @@ def test_arch_json_says_which_layers_are_smaller(tmp_path: Path):
     }
 
 
-def test_shortcuts_are_described_even_if_only_they_read_less(tmp_path: Path):
+def test_shortcuts_are_described_even_if_only_they_change(tmp_path: Path):
     model = models.build("resnet20", 10).eval()
     gated = close_half(model, SMALL)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_artefacts_of_the_first_format_are_read(tmp_path: Path):
         artifact.load(tmp_path)
 
 
-def test_layers_that_do_not_exist_are_refused(tmp_path: Path):
+def test_unknown_layers_are_refused(tmp_path: Path):
     artifact.save(models.build("resnet20", 10), tmp_path)
     architecture = {"name": "resnet20", "num_classes": 10}
     for layers, message in (
@@ -119,7 +119,7 @@ def test_each_tensor_keeps_its_precision(tmp_path: Path):
     }
 
 
-def test_networks_that_nothing_could_build_again_are_not_saved(tmp_path: Path):
+def test_networks_that_cannot_be_rebuilt_are_not_saved(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Sequential does not say how it is built.*models\.build"):
         artifact.save(sequence(), tmp_path)
 
@@ -144,7 +144,7 @@ def test_onnx_gives_the_same_outputs(run: Path, tmp_path: Path, capfd: pytest.Ca
 
     model = artifact.load(run)
     assert export.to_onnx(model, SMALL, tmp_path / "small.onnx") <= 1e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"], "one file, weights and all"
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"], "one file, including the weights"
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     x = images(SMALL, num=11).float()
     [logits] = session.run(None, {"images": x.numpy()})
@@ -152,8 +152,8 @@ def test_onnx_gives_the_same_outputs(run: Path, tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().out == ""
 
 
-class Unsteady(nn.Module):
-    """Drops features in eval mode too: no file can give its outputs."""
+class AlwaysDropout(nn.Module):
+    """Dropout also in eval mode: no file can reproduce its outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,13 +163,13 @@ class Unsteady(nn.Module):
         return self.fc(F.dropout(x.flatten(1), training=True))
 
 
-def test_a_file_that_does_not_agree_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"does not agree with the Unsteady.*differ by \d"):
-        export.to_torch_export(Unsteady(), SMALL, tmp_path / "unsteady.pt2")
+def test_a_file_with_other_outputs_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"does not agree with the AlwaysDropout.*differ by \d"):
+        export.to_torch_export(AlwaysDropout(), SMALL, tmp_path / "dropout.pt2")
 
 
 @pytest.mark.parametrize(("write", "ending"), [(export.to_onnx, ".onnx"), (export.to_torch_export, ".pt2")])
-def test_the_files_ending_says_what_it_is(write, ending: str, tmp_path: Path):
+def test_the_file_suffix_must_match_the_format(write, ending: str, tmp_path: Path):
     with pytest.raises(ValueError, match=f"name the file .*model{ending}"):
         write(sequence(), SMALL, tmp_path / "model.bin")
 
@@ -187,7 +187,7 @@ def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "name a file to write" in capsys.readouterr().err
 
 
-def test_the_command_line_explains_itself():
+def test_the_help_of_the_command_line():
     done = subprocess.run(
         [sys.executable, "-m", "compression.export", "--help"], capture_output=True, text=True, check=True, timeout=120
     )

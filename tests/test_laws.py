@@ -1,4 +1,4 @@
-"""The house's laws: which way imports point, what is imported late, what no script is called, how long code may be."""
+"""The laws of the code: direction of imports, late imports, module names, and lengths of files and functions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FORBIDDEN = {
     "benchmarks": set(),
 }
 LATE = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow"}
-"""Only inside functions: the core must train where they are not installed."""
+"""Imported inside functions only: training works without them."""
 
 TABLES = "tables"
-"""benchmarks/tables.py has the name of PyTables' package, which nothing that we use imports."""
+"""benchmarks/tables.py has the name of the package PyTables, which none of our dependencies imports."""
 
 MAX_FILE, MAX_FUNCTION = 300, 62
 
@@ -34,7 +34,7 @@ def product_files() -> list[Path]:
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """(module, whether importing the file imports it) of each import; those for type checkers alone do not count."""
+    """(module, whether it is imported with the file) for each import, except imports for type checkers only."""
 
     def visit(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -44,11 +44,11 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_once) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports here are absolute"
+            assert node.level == 0, "use absolute imports"
             yield node.module or "", at_once
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
             [module, *_] = node.args
-            assert isinstance(module, ast.Constant), "what is imported must be readable here"
+            assert isinstance(module, ast.Constant), "import modules by a literal name"
             yield str(module.value), at_once
         inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in children:
@@ -58,7 +58,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
 
 
 def broken_import_laws(package: str, source: str) -> list[str]:
-    """One word for each import in a file of `package` that breaks the laws."""
+    """The imports in a file of `package` that break the laws."""
     found = []
     for module, at_once in imports(ast.parse(source)):
         top = module.partition(".")[0]
@@ -80,11 +80,11 @@ def too_long(source: str) -> list[str]:
 
 
 def taken_names(names: set[str]) -> set[str]:
-    """Those of `names` that another module or installed package has."""
+    """The `names` that a module of the standard library or an installed package has."""
     return names & (set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions()))
 
 
-def test_there_are_files_to_check():
+def test_product_files_are_found():
     files = product_files()
     assert {path.relative_to(ROOT).parts[0] for path in files} == set(PACKAGES)
     assert len(files) > 50
@@ -135,8 +135,8 @@ def test_lengths_are_checked():
 
 
 @pytest.mark.parametrize("package", ["pipelines", "benchmarks"])
-def test_a_script_beside_them_imports_what_it_means(package: str):
-    # Python puts a script's own folder first on sys.path, so a module there hides others of its name.
+def test_modules_beside_scripts_hide_no_package(package: str):
+    # Python puts the folder of a script first on sys.path, so a module there hides other modules of that name.
     names = {p.stem for p in (ROOT / package).iterdir() if p.suffix == ".py" or p.is_dir()} - {
         "__init__",
         "__pycache__",
@@ -145,7 +145,7 @@ def test_a_script_beside_them_imports_what_it_means(package: str):
     assert taken_names(names - {TABLES}) == set()
 
 
-def test_taken_names_are_found():
+def test_taken_names_are_detected():
     taken = {"compression", "torch", "tyro", "yaml", "PIL", "json", "profile", "queue"}
     assert taken_names(taken | {"digits_epsd", "sweep"}) == taken
 
@@ -196,7 +196,7 @@ print("sparsity", outcome.value["metrics"]["cost/achieved_sparsity"], BLOCKED & 
 """
 
 
-def test_an_experiment_trains_where_the_machinery_is_not_installed(tmp_path: Path):
+def test_an_experiment_trains_without_the_optional_packages(tmp_path: Path):
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "storage")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)

@@ -1,4 +1,4 @@
-"""The manifests in cluster/manifests: right by the tools' own schemas, at one with each other and with the lock."""
+"""The manifests in cluster/manifests: valid by the tools' schemas, consistent with each other and with the lock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import re
 import shlex
 import stat
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ MANIFESTS = ROOT / "cluster/manifests"
 MIB = 2**20
 KUBERAY = ("kuberay-raycluster.yaml", "kuberay-rayjob.yaml", "kuberay-nightly.yaml", "kuberay-network.yaml")
 PYTHONS = {"ubuntu24.04": "3.12", "3.12-slim-bookworm": "3.12"}
-"""Which Python a base image has: Debian's of that release, or the image's own."""
+"""Base image -> its Python version."""
 
 
 def read(name: str) -> Any:
@@ -32,12 +33,12 @@ def read(name: str) -> Any:
 
 
 def locked(path: Path = ROOT / "requirements.lock") -> dict[str, str]:
-    """package -> version in a lock file."""
+    """Package -> version in a lock file."""
     return dict(re.findall(r"^([a-z0-9.-]+)==([^ ;]+)", path.read_text(), re.MULTILINE))
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
-    """(instruction, arguments) of a Dockerfile, continued lines joined, comments left out."""
+    """(instruction, arguments) of a Dockerfile, with continued lines joined and without comments."""
     lines = [line for line in (MANIFESTS / name).read_text().splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
@@ -63,7 +64,7 @@ def nightly_pod() -> dict[str, Any]:
 
 
 def commands() -> dict[str, str]:
-    """file -> the shell line in it that starts an experiment."""
+    """File -> its shell line that starts an experiment."""
     [nightly] = nightly_pod()["spec"]["containers"]
     found = {
         "kuberay-rayjob.yaml": read("kuberay-rayjob.yaml")["spec"]["entrypoint"],
@@ -74,7 +75,7 @@ def commands() -> dict[str, str]:
     return found
 
 
-def everything() -> Iterator[tuple[str, str]]:
+def manifest_files() -> Iterator[tuple[str, str]]:
     for path in sorted(MANIFESTS.iterdir()):
         if path.is_file() and path.suffix != ".lock":
             yield path.name, path.read_text()
@@ -83,7 +84,7 @@ def everything() -> Iterator[tuple[str, str]]:
 # The Ray cluster launcher
 
 
-def test_the_launcher_takes_its_file():
+def test_the_launcher_accepts_its_file():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = read("ray-cluster-aws.yaml")
@@ -100,13 +101,13 @@ def test_the_launcher_uses_spot_workers_and_sends_what_an_installation_needs():
     config = read("ray-cluster-aws.yaml")
     nodes = config["available_node_types"]
     assert nodes["spot-gpu"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-    assert "InstanceMarketOptions" not in nodes["head"]["node_config"], "the head keeps the cluster's state"
+    assert "InstanceMarketOptions" not in nodes["head"]["node_config"], "the head holds the cluster's state"
     mounts = {str(remote): local for remote, local in config["file_mounts"].items()}
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
     assert all(remote == f"~/orchard/{local}" and (ROOT / local).exists() for remote, local in mounts.items())
     needed = {word for line in arguments("Dockerfile", "COPY") for word in line.split()[:-1]}
-    assert needed <= set(mounts.values()), "as much as the image holds"
-    assert {"Makefile", ".ci", "requirements.lock"} <= set(mounts.values()), "what make needs"
+    assert needed <= set(mounts.values()), "everything that the image contains"
+    assert {"Makefile", ".ci", "requirements.lock"} <= set(mounts.values()), "needed by make"
     assert any("make -C ~/orchard" in line for line in config["setup_commands"])
 
 
@@ -138,12 +139,12 @@ def test_kubernetes_files_use_known_fields(name: str):
     ]
 
 
-def test_clusters_on_kubernetes_are_alike_and_ask_for_a_token():
-    standing, of_a_job = clusters()
-    assert standing == of_a_job
-    assert standing["authOptions"] == {"mode": "token", "secretName": "orchard-ray-token"}
-    head = standing["headGroupSpec"]
-    assert head["serviceType"] == "ClusterIP", "not opened to the world"
+def test_both_kubernetes_clusters_are_equal_and_require_a_token():
+    permanent, of_a_job = clusters()
+    assert permanent == of_a_job
+    assert permanent["authOptions"] == {"mode": "token", "secretName": "orchard-ray-token"}
+    head = permanent["headGroupSpec"]
+    assert head["serviceType"] == "ClusterIP", "not reachable from outside"
     [nightly] = nightly_pod()["spec"]["containers"]
     env = {entry["name"]: entry for entry in nightly["env"]}
     assert env["RAY_AUTH_MODE"]["value"] == "token"
@@ -152,13 +153,13 @@ def test_clusters_on_kubernetes_are_alike_and_ask_for_a_token():
     assert f"--address http://{name}-head-svc:8265 " in nightly["args"][0]
 
 
-def test_pods_run_as_the_image_s_user_and_see_one_storage():
+def test_pods_run_as_the_image_user_and_share_one_storage():
     [user] = {line.split(":")[0] for line in arguments("Dockerfile", "USER")}
     [image] = {container["image"] for pod in pods() for container in pod["spec"]["containers"]}
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert image == f"orchard:{version[1]}"
-    assert f"-t {image} ." in (MANIFESTS / "Dockerfile").read_text(), "the name under which it is built"
+    assert f"-t {image} ." in (MANIFESTS / "Dockerfile").read_text(), "the image name of the build command"
     for pod in pods():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
@@ -177,20 +178,20 @@ def test_pods_run_as_the_image_s_user_and_see_one_storage():
             assert mounts == {"shared": "/shared", "memory": "/dev/shm"}
 
 
-def test_the_network_policy_is_about_the_pods_that_there_are():
+def test_the_network_policy_selects_existing_pods():
     policy = read("kuberay-network.yaml")["spec"]
     roles = {pod["metadata"]["labels"]["orchard/role"] for pod in pods()}
     assert policy["podSelector"]["matchLabels"] == {"orchard/role": "ray"}
     selected = [entry["podSelector"]["matchLabels"] for rule in policy["ingress"] for entry in rule["from"]]
     assert {label["orchard/role"] for label in selected if "orchard/role" in label} == roles == {"ray", "submit"}
     [_, others] = policy["ingress"]
-    assert [port["port"] for port in others["ports"]] == [8265], "who submits sees the dashboard alone"
+    assert [port["port"] for port in others["ports"]] == [8265], "submitters reach only the dashboard"
 
 
 # The images
 
 
-def test_the_dockerfile_copies_what_there_is_and_installs_what_ffcv_needs():
+def test_the_dockerfile_copies_existing_files_and_installs_what_ffcv_needs():
     for line in arguments("Dockerfile", "COPY"):
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line
     ffcv = re.search(r'^packages="(.*)"', (ROOT / ".ci/install-ffcv").read_text(), re.MULTILINE)
@@ -203,18 +204,18 @@ def test_the_dockerfile_copies_what_there_is_and_installs_what_ffcv_needs():
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "mlflow.Dockerfile"])
-def test_images_have_a_fixed_base_and_no_root(name: str):
+def test_images_have_a_fixed_base_and_a_user_other_than_root(name: str):
     [base] = arguments(name, "FROM")
-    assert re.fullmatch(r"[\w./-]+:[\w.-]*\d+\.\d+[\w.-]*", base), "a tag that names a version"
+    assert re.fullmatch(r"[\w./-]+:[\w.-]*\d+\.\d+[\w.-]*", base), "the tag contains a version"
     user = arguments(name, "USER")
     assert len(user) == 1
     assert user[0].split(":")[0] not in ("0", "root")
     order = [word for word, _ in instructions(name)]
-    assert "RUN" not in order[order.index("USER") :], "what is installed belongs to root"
+    assert "RUN" not in order[order.index("USER") :], "root owns the installed files"
 
 
 @pytest.mark.parametrize(("name", "folder"), [("Dockerfile", ROOT), ("mlflow.Dockerfile", MANIFESTS)])
-def test_nothing_else_enters_a_build(name: str, folder: Path):
+def test_only_copied_files_enter_a_build(name: str, folder: Path):
     lines = [line for line in (MANIFESTS / f"{name}.dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "*"
     let_in = {line[1:] for line in lines if line.startswith("!")}
@@ -223,7 +224,7 @@ def test_nothing_else_enters_a_build(name: str, folder: Path):
     assert all((folder / source).exists() for source in copied)
 
 
-def test_versions_are_the_lock_s():
+def test_versions_match_the_lock():
     lock, server = locked(), locked(MANIFESTS / "mlflow-server.lock")
     assert {cluster["rayVersion"] for cluster in clusters()} == {lock["ray"]}
     assert read("mlflow-compose.yaml")["services"]["mlflow"]["image"] == f"orchard-mlflow:{lock['mlflow']}"
@@ -238,22 +239,22 @@ def test_versions_are_the_lock_s():
     assert lock["cuda-toolkit"].startswith(f"{cuda[1]}.")
 
 
-def test_pythons_are_those_that_orchard_runs_on():
+def test_orchard_supports_the_python_of_each_image():
     wanted = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     assert wanted is not None
     [cuda], [slim] = arguments("Dockerfile", "FROM"), arguments("mlflow.Dockerfile", "FROM")
     ami = read("ray-cluster-aws.yaml")["available_node_types"]["head"]["node_config"]["ImageId"]
     pythons = {PYTHONS[cuda.rpartition("-")[2]], PYTHONS[slim.partition(":")[2]]}
-    assert "ubuntu-24.04" in ami, "the same Python as in the image"
+    assert "ubuntu-24.04" in ami, "the same Python as the image"
     assert pythons == {"3.12"}
     assert int(wanted[1]) <= 12 < int(wanted[2])
 
 
-# What is said in the shell
+# Shell commands
 
 
 @pytest.mark.parametrize("where", commands())
-def test_commands_in_manifests_are_ours(where: str, tmp_path: Path):
+def test_commands_in_manifests_are_valid(where: str, tmp_path: Path):
     words = shlex.split(commands()[where].replace("$(date -u +%F)", "2026-01-31"), comments=True)
     script = next(number for number, word in enumerate(words) if word.startswith("pipelines/"))
     assert words[script - 1] == "python"
@@ -261,26 +262,26 @@ def test_commands_in_manifests_are_ours(where: str, tmp_path: Path):
     recipe = RECIPES[Path(words[script]).stem]
     options = [word.replace("/shared", str(tmp_path)) for word in words[script + 1 :]]
     command = cli.parse(recipe, options)
-    assert Path(command.placement.storage).is_absolute(), "a path that every node sees"
+    assert Path(command.placement.storage).is_absolute(), "a path that all nodes can access"
     if command.placement.workers:
         assert command.experiment.training.batch_size % command.placement.workers == 0
 
 
-def test_what_is_to_be_changed_is_said_in_the_readme():
+def test_the_readme_describes_each_file_and_each_change_me():
     readme = (MANIFESTS / "README.md").read_text()
-    files = [name for name, text in everything() if "CHANGE ME" in text and name != "README.md"]
+    files = [name for name, text in manifest_files() if "CHANGE ME" in text and name != "README.md"]
     assert len(files) >= 3
     assert [name for name in files if name not in readme] == []
-    for name, _ in everything():
+    for name, _ in manifest_files():
         assert name in readme or name.endswith(".dockerignore") or name == "README.md", (
-            f"README.md does not say what {name} is"
+            f"README.md does not describe {name}"
         )
 
 
 # The compose file
 
 
-def test_compose_uses_known_fields_and_what_it_defines():
+def test_compose_uses_known_fields_and_defined_names():
     compose = read("mlflow-compose.yaml")
     assert misfits(compose, COMPOSE, "compose") == []
     for service in compose["services"].values():
@@ -295,7 +296,7 @@ def test_compose_uses_known_fields_and_what_it_defines():
     assert healthy <= ("healthcheck" in compose["services"]["postgres"])
 
 
-def test_compose_publishes_mlflow_alone_and_on_loopback():
+def test_compose_publishes_only_mlflow_on_loopback():
     compose = read("mlflow-compose.yaml")
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"mlflow": ["${MLFLOW_ADDRESS:-127.0.0.1}:5000:5000"]}
@@ -307,7 +308,7 @@ def test_compose_publishes_mlflow_alone_and_on_loopback():
     assert "--allowed-hosts=${MLFLOW_ALLOWED_HOSTS:-localhost:5000,127.0.0.1:5000}" in command
 
 
-def test_secrets_of_compose_come_from_outside():
+def test_secrets_of_compose_come_from_the_environment():
     compose = read("mlflow-compose.yaml")
     secret = re.compile(r"PASSWORD|SECRET")
     named = {
@@ -317,7 +318,7 @@ def test_secrets_of_compose_come_from_outside():
         if secret.search(name)
     }
     variables = {re.fullmatch(r"\$\{(\w+):\?see README.md\}", value) for value in named}
-    assert None not in variables, "without them it does not start"
+    assert None not in variables, "compose does not start without them"
     names = {match[1] for match in variables if match}
     assert names == {"POSTGRES_PASSWORD", "ARTEFACTS_SECRET_KEY", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY"}
     readme = (MANIFESTS / "README.md").read_text()
@@ -329,7 +330,7 @@ def test_secrets_of_compose_come_from_outside():
     uris = [auth["mlflow"]["database_uri"]]
     uris += [word.partition("=")[2] for word in compose["services"]["mlflow"]["command"] if "backend-store-uri" in word]
     assert set(uris) == {"postgresql+psycopg2://mlflow@postgres:5432/mlflow"}, (
-        "one database, no password in its address"
+        "one database; its address contains no password"
     )
 
 
@@ -359,7 +360,7 @@ DUMMIES = (
 
 
 @pytest.mark.parametrize("gitignore", [True, False])
-def test_a_job_s_package_holds_the_code_and_stays_small(gitignore: bool, tmp_path: Path):
+def test_a_job_package_contains_the_code_and_is_small(gitignore: bool, tmp_path: Path):
     tree = checkout(tmp_path / "tree")
     code = {str(path.relative_to(tree)) for path in tree.rglob("*.py")}
     for name in DUMMIES:
@@ -371,11 +372,11 @@ def test_a_job_s_package_holds_the_code_and_stays_small(gitignore: bool, tmp_pat
         sent = set(content.namelist())
     assert archive.stat().st_size < 20 * MIB
     assert "pipelines/imagenet_epsd.py" in sent
-    assert code - sent == set(), "all code, that of pipelines/data too"
+    assert code - sent == set(), "all code, including pipelines/data"
     assert sent & set(DUMMIES) == set()
 
 
-def test_a_job_s_settings_are_text():
+def test_job_settings_are_strings():
     settings = read("runtime_env.yaml")
     assert set(settings) == {"excludes", "env_vars"}
     assert all(isinstance(value, str) for value in settings["env_vars"].values()), "Ray refuses numbers"
@@ -384,6 +385,7 @@ def test_a_job_s_settings_are_text():
 
 
 def test_manifests_are_installed_with_the_package():
-    assert 'cluster = ["manifests/*"]' in (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "manifests/*" in project["tool"]["setuptools"]["package-data"]["cluster"]
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in MANIFESTS.iterdir() if path.is_file()}
-    assert not [name for name, mode in modes.items() if mode & 0o022], "nobody else may write them"
+    assert not [name for name, mode in modes.items() if mode & 0o022], "only the owner may write them"

@@ -1,4 +1,4 @@
-"""MLflow as cluster/manifests/mlflow-compose.yaml starts it, on PostgreSQL: from the binaries, without containers."""
+"""The MLflow server of cluster/manifests/mlflow-compose.yaml with PostgreSQL, without containers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pipelines.run_folder import RunFolder
 from tests.job_package import ROOT
 
 MANIFESTS = ROOT / "cluster/manifests"
-PATIENCE = 120.0
-"""seconds until a server has to answer"""
+TIMEOUT = 120.0
+"""Seconds to wait for a server."""
 
 ADMIN, DATABASE = "admin-secret-3f1c", "database-secret-9b7e"
 
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A running MLflow; `database` is where psycopg2 finds its PostgreSQL."""
+    """A running MLflow server; `database` are the arguments with which psycopg2 connects to its PostgreSQL."""
 
     uri: str
     artifacts: Path
@@ -54,7 +54,7 @@ class Server:
     database: dict[str, Any]
 
     def status(self, password: str | None = ADMIN, host: str | None = None) -> int:
-        """HTTP status of a harmless question."""
+        """HTTP status of a read-only request."""
         request = urllib.request.Request(f"{self.uri}/api/2.0/mlflow/experiments/search?max_results=1")
         if password is not None:
             request.add_header("Authorization", "Basic " + b64encode(f"orchard:{password}".encode()).decode())
@@ -81,7 +81,7 @@ class Server:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[int]:
     """The port of a PostgreSQL with the database and the user of the compose file."""
-    # PostgreSQL refuses to be root, and pytest's own folders are closed to everybody else.
+    # PostgreSQL refuses to run as root, and other users cannot read pytest's folders.
     folder = Path(tempfile.mkdtemp(prefix="orchard-postgres-"))
     (folder / "password").write_text(DATABASE)
     as_user: list[str] = []
@@ -94,7 +94,7 @@ def postgres() -> Iterator[int]:
     port = free_port()
 
     def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], cwd=folder, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL)
+        subprocess.run([*as_user, *command], cwd=folder, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
 
     data = str(folder / "data")
     passwords = ["--auth-local=trust", compose["POSTGRES_INITDB_ARGS"], f"--pwfile={folder}/password"]
@@ -111,7 +111,7 @@ def postgres() -> Iterator[int]:
 
 
 def as_in_compose(port: int, postgres: int, artifacts: Path) -> list[str]:
-    """The compose file's own command, with the addresses of this machine instead of its networks'."""
+    """The command of the compose file, with the addresses of this machine."""
     service = yaml.safe_load((MANIFESTS / "mlflow-compose.yaml").read_text())["services"]["mlflow"]
     changes = {
         "${MLFLOW_ALLOWED_HOSTS:-localhost:5000,127.0.0.1:5000}": f"localhost:{port},127.0.0.1:{port}",
@@ -122,7 +122,7 @@ def as_in_compose(port: int, postgres: int, artifacts: Path) -> list[str]:
     }
     words = list(service["command"])
     for old, new in changes.items():
-        assert sum(old in word for word in words) == 1, f"{old} is not in the compose file's command any more"
+        assert sum(old in word for word in words) == 1, f"{old} is no longer in the command of the compose file"
         words = [word.replace(old, new) for word in words]
     return [sys.executable, "-m", *words, "--workers=1"]
 
@@ -160,7 +160,7 @@ def server(postgres: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         assert process.poll() is None, server.log.read_text()
         try:
@@ -171,14 +171,14 @@ def wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None
     raise AssertionError(f"the server did not start:\n{server.log.read_text()}")
 
 
-def test_only_who_is_known_gets_an_answer(server: Server):
+def test_only_the_right_password_and_host_name_are_accepted(server: Server):
     assert server.status() == 200
     assert server.status(password=None) == 401
     assert server.status(password="wrong") == 401
-    assert server.status(host="elsewhere.example") == 403, "a page of another name that leads here (DNS rebinding)"
+    assert server.status(host="elsewhere.example") == 403, "another host name for this address (DNS rebinding)"
 
 
-def test_a_run_is_tracked_whole(
+def test_a_run_is_tracked_completely(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "orchard")
@@ -191,14 +191,14 @@ def test_a_run_is_tracked_whole(
     assert len(recorded) > 20
     tracked = server.rows("SELECT key, step, value FROM metrics")
     assert {(key, step): value for key, step, value in tracked} == pytest.approx(recorded, abs=0)
-    assert len(tracked) == len(recorded), "each once"
+    assert len(tracked) == len(recorded), "each value once"
     assert server.rows("SELECT status FROM runs") == [("FINISHED",)]
     uploaded = {file.name: file.read_bytes() for file in server.artifacts.rglob("*") if file.is_file()}
     assert uploaded == {name: (path / name).read_bytes() for name in ("arch.json", "model.safetensors")}
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_the_wrong_password_is_said_before_anything_is_trained(
+def test_a_wrong_password_is_reported_before_training(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "orchard")
@@ -210,7 +210,7 @@ def test_the_wrong_password_is_said_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_server_s_log_holds_no_secret(server: Server):
+def test_the_server_log_contains_no_secret(server: Server):
     log = server.log.read_text()
     assert "Created admin user" in log
     assert not [secret for secret in (ADMIN, DATABASE, "sign-2a6d", "wrong-secret-77aa") if secret in log]

@@ -1,4 +1,4 @@
-"""Architectures by name: sizes, widths, descriptions, and the names that are refused."""
+"""Architectures by name: sizes, widths, descriptions, and refused names."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def num_weights(model: nn.Module) -> int:
 
 
 def meta(name: str, num_classes: int, **arguments) -> nn.Module:
-    """The network without memory, where only its shapes count."""
+    """The network on the meta device: shapes without memory."""
     with torch.device("meta"):
         return models.build(name, num_classes, **arguments)
 
 
-EARLIER = {
+FROZEN = {
     "resnet20": ("31f582c993462df8", 1284243.1594340387),
     "resnet32": ("72c498117d305a07", 3529810.955505593),
     "resnet56": ("70dac499483be551", 11367095.631747171),
@@ -38,21 +38,21 @@ EARLIER = {
     "resnet34": ("153dbf5a2d719203", 70859824.30549723),
     "resnet50": ("6578c7ca66f805d4", 178667980.1566123),
 }
-"""Hash of names, shapes and dtypes, and sum of |weights| by place, under seed 7: artefacts and seeds rest on them."""
+"""Hash of names, shapes and dtypes; position-weighted sum of |weights| for seed 7. Stored artefacts depend on both."""
 
 
-@pytest.mark.parametrize("name", EARLIER)
-def test_names_shapes_and_first_weights_stay_what_they_were(name: str):
+@pytest.mark.parametrize("name", FROZEN)
+def test_names_shapes_and_initial_weights_are_unchanged(name: str):
     torch.manual_seed(7)
     names, total = hashlib.sha256(), 0.0
     for place, (key, tensor) in enumerate(models.build(name, 10).state_dict().items(), 1):
         names.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}\n".encode())
         total += place * float(tensor.double().abs().sum())
-    assert (names.hexdigest()[:16], total) == (EARLIER[name][0], pytest.approx(EARLIER[name][1], rel=1e-7))
+    assert (names.hexdigest()[:16], total) == (FROZEN[name][0], pytest.approx(FROZEN[name][1], rel=1e-7))
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_every_network_answers_and_is_built_again_from_its_description(name: str):
+def test_every_network_runs_and_is_rebuilt_from_its_description(name: str):
     torch.manual_seed(0)
     model = models.build(name, 7).eval()
     assert vars(model)["arch"] == {"name": name, "num_classes": 7}
@@ -86,7 +86,7 @@ def test_eight_pixels_are_enough(name: str):
         ("torchvision/vgg11_bn", 1000, 132_868_840),
     ],
 )
-def test_sizes(name: str, num_classes: int, params: int):
+def test_numbers_of_parameters(name: str, num_classes: int, params: int):
     assert num_params(meta(name, num_classes)) == params
 
 
@@ -111,8 +111,8 @@ PUBLISHED_STAGES = [
 def test_published_stage_widths_give_the_published_sizes(name: str, millions: float, density: float, widths: list[int]):
     dense, student = meta(name, 200), meta(name, 200, stage_widths=widths)
     assert round(num_weights(student) / num_weights(dense), 3) == density
-    # The authors' projections have biases, which the BatchNorm after them makes void; for the basic blocks they explain
-    # the whole difference.
+    # The authors' projections have biases, which the following BatchNorm cancels. For networks of basic blocks they
+    # explain the whole difference.
     biases = sum(len(w) for n, w in prunable(student).items() if n.endswith("downsample.0.weight"))
     if "50" in name:
         assert millions * 1e6 == pytest.approx(num_params(student), rel=1.1e-3)
@@ -121,13 +121,13 @@ def test_published_stage_widths_give_the_published_sizes(name: str, millions: fl
 
 
 @pytest.mark.parametrize(("name", "projections"), [("resnet18", 3), ("resnet18_small_double", 4), ("resnet50", 4)])
-def test_a_projection_stands_where_shapes_differ(name: str, projections: int):
+def test_shortcuts_have_a_projection_where_shapes_differ(name: str, projections: int):
     model = meta(name, 10)
     assert sum(n.endswith("downsample.0") for n, _ in model.named_modules()) == projections
     assert model.get_submodule("conv1").out_channels == 64
 
 
-def test_stage_widths_that_are_the_usual_ones_change_nothing():
+def test_the_default_stage_widths_change_nothing():
     torch.manual_seed(3)
     usual = models.build("resnet18", 10).state_dict()
     torch.manual_seed(3)
@@ -135,7 +135,7 @@ def test_stage_widths_that_are_the_usual_ones_change_nothing():
     assert all(torch.equal(named[name], tensor) for name, tensor in usual.items())
 
 
-def test_new_stages_start_as_torchvision_starts_its_own():
+def test_other_stage_widths_are_initialised_as_in_torchvision():
     torch.manual_seed(0)
     model = models.build("resnet18", 10, stage_widths=[48, 128, 256, 512])
     weight = model.get_parameter("layer1.0.conv1.weight")
@@ -143,7 +143,7 @@ def test_new_stages_start_as_torchvision_starts_its_own():
     assert float(weight.detach().std()) == pytest.approx((2 / (48 * 9)) ** 0.5, rel=0.02)
 
 
-def test_widths_of_a_vgg_are_those_of_its_convolutions():
+def test_vgg_widths_are_those_of_the_convolutions():
     widths = [35, 69, 195, 96, 300, 109, 227, 368]
     model = models.build("vgg11_mlp", 10, widths=tuple(widths))
     assert vars(model)["arch"] == {"name": "vgg11_mlp", "num_classes": 10, "widths": widths}
@@ -153,7 +153,7 @@ def test_widths_of_a_vgg_are_those_of_its_convolutions():
         (512, 512),
         (512, 10),
     ]
-    # Pruned this far, the published reduction of parameters is 76.41 %.
+    # For these widths the published reduction of parameters is 76.41 %.
     assert 1 - num_params(model) / 9_756_426 == pytest.approx(0.7641, abs=5e-5)
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
@@ -163,7 +163,7 @@ def test_other_input_channels():
     assert models.build("resnet20", 10, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
-def test_the_last_average_of_prune_then_distill_is_no_maximum():
+def test_the_last_pooling_of_prune_then_distill_is_an_average():
     torch.manual_seed(0)
     ours, theirs = models.build("vgg19", 10).eval(), models.build("vgg19_ptd", 10).eval()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
@@ -191,14 +191,14 @@ def test_impossible_widths_name_the_layer(name: str, arguments: dict, message: s
         models.build(name, 10, **arguments)
 
 
-def test_option_a_passes_the_middle_channels_on_where_a_stage_is_narrower():
+def test_option_a_keeps_the_middle_channels_where_a_stage_is_narrower():
     x = torch.arange(5.0).view(1, 5, 1, 1)
     assert ChannelShortcut.padded(5, 2, 1)(x).flatten().tolist() == [1, 2]
     assert ChannelShortcut.padded(2, 5, 1)(x[:, :2]).flatten().tolist() == [0, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("widths", [[13, 20, 51], [30, 10, 7]])
-def test_cifar_resnets_of_other_widths(widths: list[int]):
+def test_cifar_resnets_with_other_widths(widths: list[int]):
     model = models.build("resnet20", 10, stage_widths=widths)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert model.get_submodule("conv1").out_channels == widths[0]
@@ -207,7 +207,7 @@ def test_cifar_resnets_of_other_widths(widths: list[int]):
 @pytest.mark.parametrize(
     "name", ["timm/test_resnet", "timm/test_vit", "torchvision/mnasnet0_5", "torchvision/googlenet"]
 )
-def test_any_classifier_of_timm_and_torchvision(name: str):
+def test_classifiers_of_timm_and_torchvision(name: str):
     torch.manual_seed(0)
     model = models.build(name, 7)
     assert vars(model)["arch"] == {"name": name, "num_classes": 7}
@@ -216,7 +216,7 @@ def test_any_classifier_of_timm_and_torchvision(name: str):
     assert models.build(**vars(model)["arch"]).load_state_dict(model.state_dict())
 
 
-def test_a_hubs_own_arguments_are_kept_in_the_description():
+def test_arguments_of_a_hub_are_kept_in_the_description():
     model = models.build("timm/test_vit", 5, img_size=(32, 32))
     assert vars(model)["arch"]["img_size"] == [32, 32]
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
@@ -236,13 +236,13 @@ def test_a_hubs_own_arguments_are_kept_in_the_description():
         ("hf-hub:someone/model", "There are: timm, torchvision"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(name: str, message: str):
+def test_unknown_names_are_refused_with_a_suggestion(name: str, message: str):
     for refuse in (models.check_name, lambda name: models.build(name, 10)):
         with pytest.raises(ValueError, match=message):
             refuse(name)
 
 
-def test_looking_at_a_name_imports_no_hub_that_it_does_not_need():
+def test_a_name_imports_only_its_own_hub():
     script = (
         "import sys; from compression import models; models.check_name('vgg19'); models.build('vgg11', 10)\n"
         "print(sorted({'timm', 'torchvision'} & set(sys.modules)))\n"

@@ -1,4 +1,4 @@
-"""Weights from a file, a folder or a hub, and the method that takes them."""
+"""Weights from a file, a folder or a hub, and the method that uses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from compression import artifact, models, pretrained
 from compression.methods.pretrained import Pretrained
-from compression.methods.pretrained import pretrained as carry_out
+from compression.methods.pretrained import pretrained as run_method
 from compression.session import Session
 
 
@@ -38,7 +38,7 @@ def test_a_safetensors_file(tmp_path: Path):
     assert equal(model, source)
 
 
-def test_what_parallel_training_and_old_files_leave_is_read_too(tmp_path: Path):
+def test_prefixes_of_parallel_training_and_old_files_are_accepted(tmp_path: Path):
     source, model = network(0), network(1)
     state = {f"module.{k}": v for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(state, tmp_path / "w.safetensors")
@@ -51,7 +51,7 @@ def test_the_folder_of_a_finished_run(tmp_path: Path):
     assert equal(pretrained.load_weights(model, str(tmp_path)), source)
 
 
-def test_weights_of_another_network_are_named(tmp_path: Path):
+def test_an_error_lists_weights_that_do_not_fit(tmp_path: Path):
     file = str(tmp_path / "w.safetensors")
     state = network(0, num_classes=7).state_dict()
     state["head.weight"] = state.pop("conv1.weight")
@@ -66,13 +66,13 @@ def test_weights_of_another_network_are_named(tmp_path: Path):
     assert equal(model, before)
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_shortened():
     with pytest.raises(ValueError, match=r"missing: conv1.weight, bn1.weight, bn1.bias\.\.\."):
         pretrained._fitting(network(0), {"x": torch.zeros(1)}, "w")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".bin", ".ckpt", ".pth.tar"])
-def test_pickles_are_refused_with_a_command_that_converts_them(suffix: str, tmp_path: Path):
+def test_pickles_are_refused_with_a_command_to_convert_them(suffix: str, tmp_path: Path):
     source = network(0)
     torch.save({"state_dict": source.state_dict()}, tmp_path / f"w{suffix}")
     with pytest.raises(ValueError, match="is a pickle") as caught:
@@ -85,24 +85,24 @@ def test_pickles_are_refused_with_a_command_that_converts_them(suffix: str, tmp_
 
 
 @pytest.mark.parametrize("name", ["nothing.safetensors", "runs/nothing", "nothing/"])
-def test_missing_files_are_named(name: str, tmp_path: Path):
+def test_errors_name_a_missing_file(name: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         pretrained.load_weights(network(0), str(tmp_path / name))
 
 
-def test_without_a_name_it_says_what_to_name():
+def test_without_a_name_the_error_asks_for_one():
     with pytest.raises(ValueError, match="name the weights"):
         pretrained.load_weights(network(0), "")
 
 
-def test_networks_that_no_hub_has_are_refused():
+def test_networks_without_a_hub_are_refused():
     with pytest.raises(ValueError, match=r"no hub has weights for resnet20.*resnet18.*timm"):
         pretrained.load_weights(network(0), "hub")
 
 
 @pytest.fixture
 def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torchvision looks before it asks the network, which here is never there."""
+    """The download cache of torchvision; there is no network."""
 
     def unreachable(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no network")
@@ -128,7 +128,7 @@ def test_torchvisions_weights(name: str, weights: str, file: str, torch_cache: P
     assert equal(pretrained.load_weights(model, weights), source)
 
 
-def test_densenets_old_names_are_understood(torch_cache: Path):
+def test_old_names_of_densenet_are_converted(torch_cache: Path):
     name = "torchvision/densenet121"
     source, model = network(0, name, 1000), network(1, name, 1000)
     old = {re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", k): v for k, v in source.state_dict().items()}
@@ -138,7 +138,7 @@ def test_densenets_old_names_are_understood(torch_cache: Path):
 
 
 class Harm:
-    """What would happen if a pickle were trusted."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("harm"),)
@@ -152,7 +152,7 @@ def test_a_hubs_file_runs_no_code(torch_cache: Path, monkeypatch: pytest.MonkeyP
     assert not Path("harm").exists()
 
 
-def test_a_hub_out_of_reach_is_said(torch_cache: Path):
+def test_an_unreachable_hub_is_an_error(torch_cache: Path):
     assert not list(torch_cache.iterdir())
     with pytest.raises(
         ConnectionError, match=r"IMAGENET1K_V1 of resnet50 could not be downloaded.*safetensors.*no network"
@@ -167,7 +167,7 @@ def test_a_hub_out_of_reach_is_said(torch_cache: Path):
         ("timm/test_resnet", "hub, r160_in1k"),
     ],
 )
-def test_weights_that_a_hub_does_not_have_are_refused_with_those_it_has(name: str, message: str):
+def test_unknown_weights_are_refused_with_the_available_ones(name: str, message: str):
     with pytest.raises(ValueError, match=f"no weights 'imagenet'.*{message}"):
         pretrained.load_weights(network(0, name, 1000), "imagenet")
 
@@ -189,7 +189,7 @@ def test_timms_weights(weights: str, monkeypatch: pytest.MonkeyPatch):
         pretrained.load_weights(network(1, "timm/test_resnet", 10), weights)
 
 
-def test_timm_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_unreachable_timm_weights_are_an_error(monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -198,7 +198,7 @@ def test_timm_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch):
 
 
 class OneStage:
-    """A Session with nothing but a network and a stage."""
+    """A Session with only a network and a stage."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -211,18 +211,18 @@ class OneStage:
         return fn()
 
 
-def test_the_method_takes_the_weights_and_trains_nothing(tmp_path: Path):
+def test_the_method_loads_weights_and_trains_nothing(tmp_path: Path):
     save_file(network(0).state_dict(), tmp_path / "w.safetensors")
     session = OneStage()
-    model = carry_out(cast(Session, session), Pretrained(str(tmp_path / "w.safetensors")))
+    model = run_method(cast(Session, session), Pretrained(str(tmp_path / "w.safetensors")))
     assert equal(model, network(0))
     assert session.stages == ["load"]
     assert Pretrained().label == "pretrained"
     with pytest.raises(ValueError, match="name the weights"):
-        carry_out(cast(Session, session), Pretrained())
+        run_method(cast(Session, session), Pretrained())
 
 
-def test_what_is_read_is_whole_and_in_its_own_precision(tmp_path: Path):
+def test_weights_are_read_completely_and_keep_their_precision(tmp_path: Path):
     file = tmp_path / "w.safetensors"
     save_file({name: t.half() if t.is_floating_point() else t for name, t in network(0).state_dict().items()}, file)
     state = pretrained.read_weights(network(1).double(), str(file))

@@ -1,4 +1,4 @@
-"""Criteria in rounds and the counts of iterative pruning, against numbers from the authors' code."""
+"""Iterative criteria and counts of iterative pruning, compared with numbers from the authors' code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.reference_cases import Case, assert_matches
 SYNFLOW = ["synflow_netA_p", "synflow_netB_p", "synflow_netA_bnshift_p"]
 
 
-def ones(case: Case) -> Batch:
-    """A batch of which SynFlow needs no more than shape and dtype; its images are not ones."""
+def empty_batch(case: Case) -> Batch:
+    """A batch of zeros: SynFlow uses only its shape and dtype."""
     shape = [int(n) for n in case["input/shape"]]
     return Batch(torch.zeros(2, *shape, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), torch.arange(2))
 
 
 def counting(allocate: allocation.Allocate, kept: list[int]) -> allocation.Allocate:
-    """The same allocation, writing down what each round keeps."""
+    """The same allocation; appends the number of kept weights of each round to `kept`."""
 
     def count(scores: Mapping[str, Tensor], sparsity: float | Fraction) -> Masks:
         masks = allocate(scores, sparsity)
@@ -40,9 +40,9 @@ def assert_equal_masks(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 @pytest.mark.parametrize("name", SYNFLOW)
-def test_synflow_scores_of_the_first_round(name: str):
+def test_synflow_scores_after_one_round(name: str):
     case = Case(name)
-    scores = criteria.synflow(case.network(), [ones(case)])
+    scores = criteria.synflow(case.network(), [empty_batch(case)])
     assert list(scores) == list(case.group("expect/score_round0/"))
     for weight, score in case.group("expect/score_round0/").items():
         assert_matches(scores[weight], score)
@@ -57,7 +57,7 @@ def test_synflow_in_a_hundred_rounds(name: str):
         0.9,
         100,
         case.network(),
-        [ones(case)],
+        [empty_batch(case)],
         objectives.CrossEntropy(),
         allocate=counting(allocation.global_topk, kept),
     )
@@ -91,7 +91,7 @@ def magnitude_rounds(case: Case, num_of: Callable[[int], int], num_rounds: int) 
     return masks[1:]
 
 
-def test_prune_then_distill_removes_a_rounded_fifth():
+def test_prune_then_distill_rounds_the_count():
     case = Case("ptd_magnitude_netA_p")
     rounds = magnitude_rounds(case, allocation.rounded_share, 7)
     assert [masks.num_kept for masks in rounds] == case["expect/kept_per_round"].tolist()
@@ -105,7 +105,7 @@ def test_rounds_for_the_ratios_of_prune_then_distill():
     assert [allocation.rounds_for_ratio(r) for r in ratios] == case["expect/rounds_for_ratio/k"].tolist()
 
 
-def test_the_lottery_ticket_removes_a_fifth_rounded_up_and_ties_by_index():
+def test_lottery_ticket_rounds_the_count_up_and_breaks_ties_by_index():
     case = Case("lth_ties_netA_p")
     levels = magnitude_rounds(case, allocation.share_rounded_up, 5)
     assert [masks.num_kept for masks in levels] == case["expect/exact/kept"].tolist()

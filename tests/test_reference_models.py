@@ -1,4 +1,4 @@
-"""Networks and students against published plans and counts (see tests/reference)."""
+"""Networks and students compared with published widths and counts (see tests/reference)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def place_of(case: Case, name: str) -> int:
     return [str(one) for one in case.arrays["names"]].index(name)
 
 
-def test_every_network_of_the_counts_is_offered():
+def test_all_networks_with_counts_are_available():
     assert {str(name) for name in Case("cost_facts_p").arrays["names"]} == set(NETWORKS)
 
 
 @pytest.mark.parametrize("fact", NETWORKS)
-def test_counts_of_whole_networks(fact: str):
+def test_counts_of_networks(fact: str):
     case = Case("cost_facts_p")
     place = place_of(case, fact)
     size = int(case.arrays["input_size"][place])
@@ -46,7 +46,7 @@ def test_counts_of_whole_networks(fact: str):
 
 
 @pytest.mark.parametrize("fact", [fact for fact in NETWORKS if fact not in ("cifar_resnet56", "torchvision_resnet50")])
-def test_counts_of_single_layers(fact: str):
+def test_counts_of_layers(fact: str):
     case = Case("cost_facts_p")
     size = int(case.arrays["input_size"][place_of(case, fact)])
     model = models.build(*NETWORKS[fact]).eval()
@@ -66,7 +66,7 @@ def test_counts_of_single_layers(fact: str):
 
 
 @pytest.mark.parametrize("name", [str(name) for name in Case("ptd_plan_facts_p").arrays["names"]])
-def test_published_plans_have_the_published_costs(name: str):
+def test_published_widths_have_the_published_costs(name: str):
     case = Case("ptd_plan_facts_p")
     place = place_of(case, name)
     model = models.build("vgg19_ptd", int(case.arrays["classes"]), widths=case["plans"][place].tolist())
@@ -77,7 +77,7 @@ def test_published_plans_have_the_published_costs(name: str):
 
 
 def masks_with(model: nn.Module, survivors: list[int]) -> Masks:
-    """Masks that leave so many weights of each layer."""
+    """Masks that keep this many weights of each layer."""
     kept = {}
     for (name, weight), num in zip(prunable(model).items(), survivors, strict=True):
         kept[name] = (torch.arange(weight.numel()) < num).view(weight.shape)

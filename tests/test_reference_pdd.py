@@ -1,4 +1,4 @@
-"""PDD's gate, and three steps of training with it, against numbers of the authors' gate."""
+"""PDD's gate and three training steps with it, compared with numbers from the authors' gate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gate():
 
 
 class Gated(nn.Module):
-    """Convolution, BatchNorm, ReLU, gate, average, linear; names as in the case."""
+    """Convolution, BatchNorm, ReLU, gate, average, linear; names as in the reference case."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_training_with_gates():
         assert_matches(loss, case[expect + "loss"])
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
-            if name == "0.bias":  # BatchNorm takes it out again: what is left of its gradient is rounding
+            if name == "0.bias":  # BatchNorm cancels it: its gradient is only rounding error
                 assert float(parameter.grad.abs().max()) < 1e-12
             else:
                 assert_matches(parameter.grad, case[f"{expect}grad/{name}"])
@@ -79,7 +79,7 @@ def test_training_with_gates():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_gate_keeps_its_precision(dtype: torch.dtype):
+def test_gate_keeps_the_dtype(dtype: torch.dtype):
     m = torch.tensor([-2, -0.5, 0, 0.25, 3], dtype=dtype, requires_grad=True)
     assert gate(m).dtype is dtype
     assert gate(m).tolist() == [0, 0, 0.5, 1, 1]

@@ -1,4 +1,4 @@
-"""What docs/security.md promises: strangers refused, ports on loopback, secrets nowhere, paths inside the storage."""
+"""The statements of docs/security.md: token required, ports on loopback, no secrets written, paths in the storage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PRODUCT = ("compression", "cluster", "pipelines", "benchmarks")
 
 TOKEN = secrets.token_hex(32)
 PLANTED = {"token": TOKEN} | {name: secrets.token_hex(16) for name in ("aws", "mlflow", "uri", "dotenv")}
-"""where it is put -> a secret that must not be found anywhere else; drawn, as this file is part of what is searched"""
+"""Location -> a secret that must not be found anywhere else. Random, because the search includes this file."""
 
 
 def free_port() -> int:
@@ -49,8 +49,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def surroundings(home: Path, **more: str) -> dict[str, str]:
-    """An environment with a home of its own and nothing of Ray's or MLflow's in it."""
+def environment_of(home: Path, **more: str) -> dict[str, str]:
+    """An environment with this home folder and without variables of Ray and MLflow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
@@ -69,12 +69,12 @@ def run(command: list[str], environment: Mapping[str, str], timeout: float = 120
     return done.returncode, done.stdout + done.stderr
 
 
-# Who may use a Ray cluster
+# Access to a Ray cluster
 
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head on this machine that asks for a token; `home` is where the token lies."""
+    """A Ray head on this machine that requires a token. The token is in `home`."""
 
     home: Path
     port: int
@@ -86,15 +86,15 @@ class Head:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def job(self, *words: str, home: Path | None = None, **environment: str) -> tuple[int, str]:
-        """`ray job ...` as its owner, or as whoever lives in `home`."""
+        """`ray job ...` as the owner of the head, or as the user of `home`. Returns exit status and output."""
         [verb, *rest] = words
         command = [RAY, "job", verb, "--address", self.address, *rest]
-        return run(command, surroundings(home or self.home, RAY_AUTH_MODE="token", **environment))
+        return run(command, environment_of(home or self.home, RAY_AUTH_MODE="token", **environment))
 
 
 @pytest.fixture(scope="module")
 def ray_folder() -> Iterator[Path]:
-    """Where Ray writes: a short path, as it puts Unix sockets below it, whose paths may have 107 bytes."""
+    """Ray's folder: a short path, because paths of Unix sockets are limited to 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="orchard-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +105,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path) -> Iterator
     folder = tmp_path_factory.mktemp("head")
     make_token(folder / "home")
     found = Head(folder / "home", free_port(), free_port(), free_port())
-    # As ray-cluster-aws.yaml starts it.
+    # The options of ray-cluster-aws.yaml.
     command = [RAY, "start", "--head", "--block", f"--port={found.port}", "--dashboard-host=127.0.0.1"]
     command += [
         f"--dashboard-port={found.dashboard}",
@@ -115,7 +115,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path) -> Iterator
     ]
     command += ["--disable-usage-stats", f"--temp-dir={ray_folder / 'head'}"]
     log = (folder / "log").open("wb")
-    environment = surroundings(found.home, RAY_AUTH_MODE="token")
+    environment = environment_of(found.home, RAY_AUTH_MODE="token")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         end = time.monotonic() + 120
@@ -130,7 +130,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path) -> Iterator
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """End `ray start --block` and what it started; nothing else of Ray on this machine."""
+    """Stop `ray start --block` and its child processes, but no other Ray processes of this machine."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(20)
@@ -145,7 +145,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def get(url: str, token: str | None) -> int | None:
-    """HTTP status; None if nobody answers."""
+    """HTTP status; None without an answer."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -157,7 +157,7 @@ def get(url: str, token: str | None) -> int | None:
 
 
 @pytest.mark.ray
-def test_a_cluster_refuses_who_has_no_token(head: Head, tmp_path: Path):
+def test_a_cluster_refuses_jobs_without_the_token(head: Head, tmp_path: Path):
     assert get(f"{head.address}/api/jobs/", TOKEN) == 200
     assert get(f"{head.address}/api/jobs/", None) == 401
     assert get(f"{head.address}/api/jobs/", "00" * 32) in (401, 403)
@@ -175,7 +175,7 @@ def test_a_cluster_refuses_who_has_no_token(head: Head, tmp_path: Path):
 
 
 @pytest.mark.ray
-def test_who_has_the_token_submits_and_is_told_how_it_ended(head: Head, tmp_path: Path):
+def test_a_job_with_the_token_runs_and_returns_its_status(head: Head, tmp_path: Path):
     marker = tmp_path / "ran"
     status, said = head.job("submit", "--", "touch", str(marker))
     assert status == 0, said
@@ -189,17 +189,17 @@ def test_who_has_the_token_submits_and_is_told_how_it_ended(head: Head, tmp_path
 def test_a_driver_without_the_token_cannot_connect(head: Head, tmp_path: Path):
     code = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR'); print('connected', ray.cluster_resources())"
     command = [sys.executable, "-c", code, f"{own_address()}:{head.port}"]
-    status, said = run(command, surroundings(tmp_path, RAY_AUTH_MODE="disabled"))
+    status, said = run(command, environment_of(tmp_path, RAY_AUTH_MODE="disabled"))
     assert status != 0
     assert "connected" not in said
     assert "uthentic" in said
-    status, said = run(command, surroundings(head.home, RAY_AUTH_MODE="token"))
+    status, said = run(command, environment_of(head.home, RAY_AUTH_MODE="token"))
     assert status == 0, said
     assert "connected" in said
 
 
 @pytest.mark.ray
-def test_ray_s_client_port_asks_for_the_token(head: Head):
+def test_the_ray_client_port_requires_the_token(head: Head):
     import grpc
     from ray.core.generated import ray_client_pb2 as messages
     from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
@@ -220,7 +220,7 @@ def test_ray_s_client_port_asks_for_the_token(head: Head):
 
 
 @pytest.mark.ray
-def test_the_dashboard_answers_on_loopback_alone(head: Head):
+def test_the_dashboard_listens_on_loopback_only(head: Head):
     address = own_address()
     if address.startswith("127."):
         pytest.skip("this machine has loopback only")
@@ -228,7 +228,7 @@ def test_the_dashboard_answers_on_loopback_alone(head: Head):
 
 
 def own_address() -> str:
-    """This machine's address on its network, as Ray finds it."""
+    """The network address of this machine, as Ray determines it."""
     from ray.util import get_node_ip_address
 
     return get_node_ip_address()
@@ -239,10 +239,10 @@ def own_address() -> str:
 OPEN = {
     "cluster/manifests/mlflow-compose.yaml": "- --host=0.0.0.0",
 }
-"""file -> the one line in it that listens everywhere: inside its container, published on loopback alone"""
+"""File -> its one line that listens on all interfaces: inside a container, published on loopback only."""
 
 
-def test_nothing_listens_everywhere_unless_asked():
+def test_nothing_listens_on_all_interfaces():
     everywhere = re.compile(
         r"(?<![\d.])0\.0\.0\.0(?![\d.])|dashboard[-_]host[=:, ]+['\"]?(\*|::)|LISTEN_ALL|INADDR_ANY"
     )
@@ -261,7 +261,7 @@ def test_nothing_listens_everywhere_unless_asked():
 
 
 class FakeMlflow(http.server.BaseHTTPRequestHandler):
-    """Nothing but a server that is not MLflow: it repeats what it was asked, as error pages do."""
+    """A server that is not MLflow. Its error page repeats the request."""
 
     def do_GET(self) -> None:
         body = f"no such page: http://{self.headers.get('Authorization')}@{self.headers['Host']}{self.path}".encode()
@@ -279,7 +279,7 @@ class FakeMlflow(http.server.BaseHTTPRequestHandler):
 def planted(tmp_path: Path, ray_folder: Path) -> dict[str, str]:
     """An environment full of secrets."""
     make_token(tmp_path / "home")
-    return surroundings(
+    return environment_of(
         tmp_path / "home",
         AWS_ACCESS_KEY_ID="AKIAPLANTED",
         AWS_SECRET_ACCESS_KEY=PLANTED["aws"],
@@ -290,8 +290,8 @@ def planted(tmp_path: Path, ray_folder: Path) -> dict[str, str]:
     )
 
 
-def places(*folders: Path) -> dict[str, list[str]]:
-    """file -> the secrets planted elsewhere that are found in it."""
+def secrets_in(*folders: Path) -> dict[str, list[str]]:
+    """File -> the planted secrets found in it."""
     found = {}
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         content = path.read_bytes()
@@ -302,13 +302,13 @@ def places(*folders: Path) -> dict[str, list[str]]:
 
 @pytest.fixture
 def mlflow(tmp_path: Path) -> Iterator[int]:
-    """The port of an MLflow server that asks for no password, whose files lie in tmp_path/served."""
+    """The port of an MLflow server without a password; its files are in tmp_path/served."""
     folder, port = tmp_path / "served", free_port()
     folder.mkdir()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
     with (folder / "log").open("wb") as log:
-        environment = surroundings(tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        environment = environment_of(tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             end = time.monotonic() + 120
@@ -323,7 +323,7 @@ def mlflow(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.ray
-def test_a_run_writes_no_secret_anywhere(planted: dict[str, str], mlflow: int, tmp_path: Path):
+def test_a_run_writes_no_secret(planted: dict[str, str], mlflow: int, tmp_path: Path):
     storage = tmp_path / "storage"
     uri = f"http://user:{PLANTED['uri']}@127.0.0.1:{mlflow}"
     command = [sys.executable, "pipelines/digits_epsd.py", "--smoke", "--storage", str(storage), "--tracking-uri", uri]
@@ -331,17 +331,17 @@ def test_a_run_writes_no_secret_anywhere(planted: dict[str, str], mlflow: int, t
     assert status == 0, said
     (storage / "printed").write_text(said)
     logs = Path(planted["RAY_TMPDIR"])
-    assert list(logs.rglob("*.log")), "Ray's own logs are looked through, too"
+    assert list(logs.rglob("*.log")), "Ray's logs are searched too"
     assert any(path.name == "model.safetensors" for path in (tmp_path / "served/artifacts").rglob("*")), (
-        "it was tracked"
+        "the run was tracked"
     )
-    assert places(storage, tmp_path / "served", logs) == {}
-    assert list(places(tmp_path / "home")) == [str(tmp_path / "home/.ray/auth_token")], (
-        "a secret that is there is found"
+    assert secrets_in(storage, tmp_path / "served", logs) == {}
+    assert list(secrets_in(tmp_path / "home")) == [str(tmp_path / "home/.ray/auth_token")], (
+        "the search finds a secret that exists"
     )
 
 
-def test_errors_name_no_password(planted: dict[str, str], tmp_path: Path):
+def test_errors_contain_no_password(planted: dict[str, str], tmp_path: Path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeMlflow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri = f"http://user:{PLANTED['uri']}@127.0.0.1:{server.server_port}"
@@ -359,15 +359,15 @@ def test_errors_name_no_password(planted: dict[str, str], tmp_path: Path):
         server.shutdown()
         server.server_close()
     assert status == 2, said
-    assert f"***@127.0.0.1:{server.server_port}" in said, "it names the server"
+    assert f"***@127.0.0.1:{server.server_port}" in said, "the message names the server"
     assert [name for name, value in PLANTED.items() if value in said] == []
-    assert places(tmp_path / "storage") == {}
+    assert secrets_in(tmp_path / "storage") == {}
 
 
 @pytest.mark.parametrize(
     "uri", ["http://user:se@cret@127.0.0.1:1", "ftp://user:secret@host/path", "ftp://:@secret@host"]
 )
-def test_a_tracker_never_shows_its_password(uri: str, monkeypatch: pytest.MonkeyPatch):
+def test_tracker_errors_hide_the_password(uri: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises((ValueError, ConnectionError)) as caught:
         Tracker(uri)
@@ -375,7 +375,7 @@ def test_a_tracker_never_shows_its_password(uri: str, monkeypatch: pytest.Monkey
     assert "cret" not in str(caught.value)
 
 
-def test_a_job_s_package_holds_no_secret(tmp_path: Path):
+def test_a_job_package_contains_no_secret(tmp_path: Path):
     tree = checkout(tmp_path / "tree")
     secret = PLANTED["dotenv"]
     names = (
@@ -393,7 +393,7 @@ def test_a_job_s_package_holds_no_secret(tmp_path: Path):
     (tree / "visible").write_text(secret)
     archive = package(tree, tmp_path / "package.zip")
     assert archive.read_bytes().count(secret.encode()) == 1, (
-        "the one in a file that is no secret's: zip keeps it readable"
+        "only the one in the file `visible`, which zip leaves readable"
     )
 
 
@@ -424,11 +424,11 @@ LOADERS = {
 EXCEPTIONS = {
     "pipelines/data/readers/pickles.py: pickle.Unpickler": "CIFAR's official files, restricted to arrays of bytes",
 }
-"""Where something is unpickled all the same -> why it may be."""
+"""Where something is unpickled -> why that is safe."""
 
 
 def unsafe(source: str) -> list[str]:
-    """The calls and base classes in `source` by which a file could run code when it is read."""
+    """The calls and base classes in `source` that could run code from a file that they read."""
     found = []
     for node in ast.walk(ast.parse(source)):
         names = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
@@ -470,7 +470,7 @@ def test_nothing_is_unpickled():
         ("model.eval(); pickle.dumps(value); json.loads(text)", []),
     ],
 )
-def test_unpickling_is_noticed(source: str, found: list[str]):
+def test_unpickling_is_detected(source: str, found: list[str]):
     assert unsafe(source) == found
 
 
@@ -481,22 +481,22 @@ def below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_names_do_not_lead_out_of_the_storage(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_names_cannot_write_outside_the_storage(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     storage = tmp_path / "a/b/storage"
     outside = tmp_path / "outside"
     names = ["--suite", "../../../outside", "--data.name", str(outside / "name"), "--method", "dense"]
     assert main(RECIPES["imagenet_epsd"], ["--smoke", "--storage", str(storage), *names]) == 0, capfd.readouterr().err
     assert {name for name in below(tmp_path) if not name.startswith("a/b/storage")} == {"a", "a/b"}
     [run_folder] = (storage / "runs").iterdir()
-    assert re.fullmatch("[0-9a-f]{16}", run_folder.name), "runs are called by their hash"
+    assert re.fullmatch("[0-9a-f]{16}", run_folder.name), "run folders are named by a hash"
     artifacts = {path.name for path in (storage / "mlartifacts").rglob("*") if path.is_file()}
     assert artifacts == {"arch.json", "model.safetensors"}
     description = json.loads((run_folder / "run.json").read_text())
-    assert description["experiment"]["data"]["name"] == str(outside / "name"), "kept as the text that it is"
+    assert description["experiment"]["data"]["name"] == str(outside / "name"), "stored as text"
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "..", ".hidden", ""])
-def test_groups_of_a_checkpoint_are_file_names(name: str, tmp_path: Path):
+def test_checkpoint_groups_must_be_file_names(name: str, tmp_path: Path):
     store = CheckpointStore(tmp_path / "storage/checkpoints")
     with pytest.raises(ValueError, match="file name"):
         store.save(1, {name: {"weight": torch.zeros(1)}}, {})
@@ -505,7 +505,7 @@ def test_groups_of_a_checkpoint_are_file_names(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["../../outside", "sub/weights", 3])
-def test_a_checkpoint_that_names_files_elsewhere_is_not_read(name: object, tmp_path: Path):
+def test_a_checkpoint_with_files_outside_its_folder_is_refused(name: object, tmp_path: Path):
     store = CheckpointStore(tmp_path / "storage/checkpoints")
     store.save(1, {"weights": {"weight": torch.zeros(1)}}, {})
     save_tensors(tmp_path / "storage/outside.safetensors", {"weight": torch.ones(1)})
@@ -516,7 +516,7 @@ def test_a_checkpoint_that_names_files_elsewhere_is_not_read(name: object, tmp_p
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "..", ""])
-def test_a_run_that_names_teachers_elsewhere_is_refused(name: str, tmp_path: Path):
+def test_a_run_with_teachers_outside_the_storage_is_refused(name: str, tmp_path: Path):
     student = RunFolder(tmp_path, "student")
     write_json(student.description, {"teachers": [name]})
     with pytest.raises(ValueError, match="file name"):

@@ -1,4 +1,4 @@
-"""The student that a pruned teacher implies: widths, plans, and weights handed down."""
+"""The student derived from a pruned teacher: widths, plans and inherited weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compression.masks import Masks, prunable
 
 
 def pruned(model: nn.Module, sparsity: float) -> Masks:
-    """The smallest weights of all layers together, removed from the model."""
+    """Prune the smallest weights of all layers; returns the masks."""
     masks = allocation.global_topk({name: w.detach().abs() for name, w in prunable(model).items()}, sparsity)
     masks.attach(model).close()
     return masks
 
 
 def thinned(model: nn.Module, density: float) -> Masks:
-    """About this share of the weights left, fewer the later the layer."""
+    """Random masks with about this density; later layers keep fewer weights."""
     layers = prunable(model).items()
     return Masks({n: torch.rand_like(w) < density * (1.2 - 0.4 * i / len(layers)) for i, (n, w) in enumerate(layers)})
 
@@ -34,12 +34,12 @@ def test_widths_by_hand():
     assert students.vgg_widths([8, 6], in_channels=2, kernel=1) == [4, 2]
 
 
-def test_the_rounded_width_is_what_the_next_layer_divides_by():
-    # 40 / 27 = 1.48 -> 1, so 20 / 9 = 2.2 -> 2; by the unrounded 1.48 it would be 1.5.
+def test_the_next_layer_divides_by_the_rounded_width():
+    # 40 / 27 = 1.48 -> 1, so 20 / 9 = 2.2 -> 2; divided by the unrounded 1.48 it would be 1.5.
     assert students.vgg_widths([40, 20]) == [1, 2]
 
 
-def test_a_layer_without_survivors_is_named():
+def test_an_error_names_the_layer_without_weights():
     with pytest.raises(ValueError, match="layer 2 of 3"):
         students.vgg_widths([54, 0, 36])
     model = models.build("vgg11", 10)
@@ -53,14 +53,14 @@ def test_stage_widths_by_hand():
     def count(widths):
         return 10 * widths[0] ** 2 + widths[1] ** 2
 
-    # Roots of the densities: 1/2 and 1; the factor 2 brings 10 * 4 ** 2 + 10 ** 2 = 260 to 4 times that.
+    # Square roots of the densities: 1/2 and 1. 10 * 4 ** 2 + 10 ** 2 = 260; a factor of 2 gives 4 times as many.
     assert students.resnet_stage_widths([8, 10], [1, 9], [4, 9], count, 260) == [4, 10]
     assert students.resnet_stage_widths([8, 10], [1, 9], [4, 9], count, 1040) == [8, 20]
-    # 265 lies between: of all pairs within 1 of (4, 10), 10 * 4 ** 2 + 10 ** 2 = 260 is nearest.
+    # 265 is between two pairs: of all pairs within 1 of (4, 10), 10 * 4 ** 2 + 10 ** 2 = 260 is nearest.
     assert students.resnet_stage_widths([8, 10], [1, 9], [4, 9], count, 265) == [4, 10]
 
 
-def test_a_stage_without_survivors_is_named():
+def test_an_error_names_the_stage_without_weights():
     with pytest.raises(ValueError, match="stage 2 of 2"):
         students.resnet_stage_widths([8, 8], [5, 0], [10, 10], sum, 5)
     with pytest.raises(ValueError, match="stages of width 1"):
@@ -78,7 +78,7 @@ def test_a_stage_without_survivors_is_named():
         ("resnet50", 5e-4),
     ],
 )
-def test_a_resnets_student_has_as_many_weights_as_are_left(name: str, tolerance: float):
+def test_a_resnet_student_has_as_many_weights_as_pruning_kept(name: str, tolerance: float):
     torch.manual_seed(0)
     model = models.build(name, 20)
     for rounds in (2, 7):
@@ -108,7 +108,7 @@ def test_a_plan_of_a_narrower_teacher_starts_from_its_widths():
     assert all(row["student_width"] < row["dense_width"] for row in plan["rows"])
 
 
-def test_a_plan_is_plain_json_draws_nothing_and_reads_as_a_table():
+def test_a_plan_is_json_draws_no_random_numbers_and_prints_a_table():
     torch.manual_seed(0)
     model = models.build("vgg11_mlp", 10)
     masks, state = pruned(model, 0.59), torch.get_rng_state()
@@ -125,7 +125,7 @@ def test_a_plan_is_plain_json_draws_nothing_and_reads_as_a_table():
     assert total.split() == ["all", str(masks.num_weights), str(masks.num_kept), str(plan["student_weights"])]
 
 
-def test_families_without_a_rule_and_foreign_masks_are_refused():
+def test_families_without_a_rule_and_masks_of_another_network_are_refused():
     model = models.build("mobilenet_v2", 10)
     with pytest.raises(ValueError, match=r"no rule derives a student from 'mobilenet_v2'.*resnet18_small"):
         students.plan(model, pruned(model, 0.5))
@@ -142,9 +142,9 @@ def test_a_vgg_student_takes_the_strongest_channels_by_hand():
     first = teacher.get_parameter("features.0.weight")
     with torch.no_grad():
         first[0], first[1], first[2] = 1.0, 9.0, 2.0
-    masks["features.0.weight"][1, :, :, 1:] = False  # channel 1: 9 on a third of its places is 81; so
-    masks["features.0.weight"][1, 1:] = False  # 27 are left of 243, as many as channel 0 has
-    masks["features.0.weight"][0, 0, 0, 0] = False  # which now has 26, and goes
+    masks["features.0.weight"][1, :, :, 1:] = False  # channel 1: 81 of 243 remain
+    masks["features.0.weight"][1, 1:] = False  # 27 remain, as many as in channel 0
+    masks["features.0.weight"][0, 0, 0, 0] = False  # channel 0: 26 remain, now the weakest
     teacher.get_buffer("features.1.running_mean").copy_(torch.tensor([1.0, 2.0, 3.0]))
     inherit(student, teacher, Masks(masks))
     assert torch.equal(student.get_parameter("features.0.weight"), (first * masks["features.0.weight"])[1:])
@@ -155,7 +155,7 @@ def test_a_vgg_student_takes_the_strongest_channels_by_hand():
 
 
 def random_statistics(model: nn.Module) -> None:
-    """BatchNorm that does something, so that a channel under the wrong one is noticed."""
+    """Random BatchNorm statistics, so that a channel with the wrong ones gives another output."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -164,7 +164,7 @@ def random_statistics(model: nn.Module) -> None:
 
 
 def silence(layer: nn.Conv2d, norm: nn.BatchNorm2d, channels: torch.Tensor) -> None:
-    """Let these channels be exactly zero after the norm."""
+    """Make these channels exactly zero after the norm."""
     for tensor in (layer.weight, layer.bias, norm.bias, norm.running_mean):
         if tensor is not None:
             tensor[channels] = 0
@@ -176,7 +176,7 @@ def everything(model: nn.Module) -> Masks:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_mlp", "vgg16_tiny"])
-def test_a_vgg_student_computes_what_its_teacher_does_where_the_rest_is_dead(name: str):
+def test_a_vgg_student_equals_its_teacher_if_other_channels_are_dead(name: str):
     torch.manual_seed(0)
     num = 13 if "16" in name else 8
     teacher = models.build(name, 5, widths=[12] * num).double().eval()
@@ -194,13 +194,13 @@ def test_a_vgg_student_computes_what_its_teacher_does_where_the_rest_is_dead(nam
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "expansion"), [("resnet18_small", 1), ("resnet34_small", 1), ("resnet50", 4)])
-def test_a_resnet_student_computes_what_its_teacher_does_where_the_rest_is_dead(name: str, expansion: int):
+def test_a_resnet_student_equals_its_teacher_if_other_channels_are_dead(name: str, expansion: int):
     torch.manual_seed(0)
     teacher: Any = models.build(name, 5, stage_widths=[64, 12, 12, 12]).double().eval()
     student = models.build(name, 5, stage_widths=[40, 8, 8, 8]).double().eval()
     random_statistics(teacher)
     dead = torch.randperm(64)[:24]
-    if expansion == 1:  # the stem writes into the first stage's stream
+    if expansion == 1:  # the stem writes to the residual stream of the first stage
         silence(teacher.conv1, teacher.bn1, dead)
     for stage, (width, left) in zip(("layer1", "layer2", "layer3", "layer4"), [(64, 40), *[(12, 8)] * 3], strict=True):
         blocks = getattr(teacher, stage)
@@ -216,13 +216,13 @@ def test_a_resnet_student_computes_what_its_teacher_does_where_the_rest_is_dead(
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     inherit(student, teacher, everything(teacher))
     assert teacher(images).std() > 1e-6
-    # The projection that only a student of basic blocks has is followed by BatchNorm, which adds its epsilon.
+    # Only students of basic blocks have this projection; the BatchNorm after it adds its epsilon.
     rtol = 1e-9 if expansion == 4 else 1e-4
     torch.testing.assert_close(student(images), teacher(images), rtol=rtol, atol=rtol * float(teacher(images).std()))
 
 
 @torch.no_grad()
-def test_channels_that_the_teacher_does_not_have_stay_random():
+def test_additional_channels_keep_their_random_weights():
     torch.manual_seed(0)
     teacher, student = (models.build("vgg11", 4, widths=[n] * 8) for n in (3, 5))
     before = student.get_parameter("features.4.weight").clone()
@@ -236,7 +236,7 @@ def test_channels_that_the_teacher_does_not_have_stay_random():
 @pytest.mark.parametrize(
     ("student", "teacher"), [("resnet20", "resnet20"), ("vgg11", "vgg16"), ("resnet18", "resnet34")]
 )
-def test_weights_pass_only_inside_a_family(student: str, teacher: str):
+def test_weights_are_inherited_only_within_a_family(student: str, teacher: str):
     pair = models.build(student, 4), models.build(teacher, 4)
     with pytest.raises(ValueError, match=f"{student} and {teacher}: weights are inherited only between"):
         inherit(*pair, everything(pair[1]))

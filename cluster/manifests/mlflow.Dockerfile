@@ -1,4 +1,4 @@
-# The MLflow server of mlflow-compose.yaml: small, without PyTorch. Built by `docker compose`, with this folder as its context.
+# The MLflow server of mlflow-compose.yaml, without PyTorch. `docker compose` builds it with this folder as context.
 FROM python:3.12-slim-bookworm
 
 COPY mlflow-server.lock /tmp/
