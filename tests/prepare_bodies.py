@@ -1,4 +1,4 @@
-"""What test_prepare.py runs in processes of their own, so that nothing there can hang or end the tests.
+"""Programs that test_prepare.py runs in processes of their own, so that they cannot stop or hang the tests.
 
 python -m tests.prepare_bodies NAME ARGUMENTS...
 """
@@ -8,13 +8,14 @@ python -m tests.prepare_bodies NAME ARGUMENTS...
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ from pipelines.data.source import Source
 
 HALF = (0.5, 0.5, 0.5)
 ODD_ROW = 40
-"""From here on a part of Odd images does what it is there for."""
+"""The first row at which an Odd part misbehaves."""
 
 
 @dataclass(frozen=True)
 class Odd:
-    """96 images of one colour each, two classes. kind: what happens at ODD_ROW. marks: folder for the workers' ids."""
+    """96 images of one colour each, two classes. kind: what happens at ODD_ROW. marks: folder for process ids."""
 
     kind: str
     marks: Path
@@ -64,7 +65,7 @@ class Odd:
             (self.marks / f"{os.getpid()}").touch()
             time.sleep(30)
         elif self.kind == "steady" and row == ODD_ROW:
-            time.sleep(2)
+            time.sleep(0.5)
         elif self.kind == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.kind == "wrong":
@@ -76,22 +77,40 @@ def odd(kind: str, marks: Path) -> Source:
     return Source("odd", ("a", "b"), {"train": part, "test": part}, HALF, HALF, "0" * 16)
 
 
-def command(kind: str, out: str, marks: str, *options: str) -> int:
-    """The command line on an Odd source."""
-    if kind == "limited":  # as a full disk: what is beyond cannot be written
+def command(kind: str, out: Path, marks: Path) -> int:
+    """The exit status of the command line on an Odd source."""
+    if kind == "limited":  # as a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))
-    SETS["imagenet"] = replace(SETS["imagenet"], read=lambda root, name: odd(kind, Path(marks)))
-    workers = options or ("--workers", "2")
-    return prepare.main(["imagenet", "--source", ".", "--out", out, "--preset", "raw", *workers])
+    SETS["imagenet"] = replace(SETS["imagenet"], read=lambda root, name: odd(kind, marks))
+    return prepare.main(["imagenet", "--source", ".", "--out", str(out), "--preset", "raw", "--workers", "2"])
 
 
-def without_ffcv(out: str) -> int:
-    sys.modules["ffcv"] = None  # pyright: ignore[reportArgumentType] (Python's own way to block an import)
-    return prepare.main(["images", "--source", ".", "--out", out])
+def stopped(folder: str) -> int:
+    """Commands that are stopped from outside, one after the other. Prints the exit status of each."""
+    for name in ("terminated", "interrupted", "killed"):
+        marks = Path(folder) / f"{name}-marks"
+        marks.mkdir()
+        try:
+            status = command("slow", Path(folder) / name / "out", marks)
+        except SystemExit as end:
+            status = end.code
+        print(status, flush=True)
+    return 0
+
+
+def pools(folder: str) -> int:
+    """Process pools one after the other in this process. Prints as JSON what each did."""
+    found: dict[str, Any] = {"order": _ordered()}
+    for kind in ("fine", "killed", "wrong", "limited"):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
+            status = command(kind, Path(folder) / kind, Path(folder))
+        found[kind] = [status, errors.getvalue()]
+    print(json.dumps(found))
+    return 0
 
 
 def read(fixed: str, sizes: str, boxes: str, out: str) -> int:
-    """With FFCV's own Loader: two folders for classification and one for detection, all of one size, to arrays."""
+    """Save what FFCV's own Loader reads from two folders for classification and one for detection."""
     found: dict[str, Any] = {}
     for name, folder, fields in (
         ("fixed", fixed, ("image", "label")),
@@ -112,18 +131,18 @@ def _loaded(path: Path, fields: tuple[str, ...], os_cache: bool) -> dict[str, np
     from ffcv.pipeline.compiler import Compiler
     from ffcv.transforms import ToTensor
 
-    Compiler.set_enabled(False)  # the same functions, without the time that compiling them takes
+    Compiler.set_enabled(False)  # the same functions, not compiled
     decoders = {"image": SimpleRGBImageDecoder, "label": IntDecoder}
     loader = Loader(
         str(path),
         batch_size=4,
         num_workers=1,
-        os_cache=os_cache,  # or else by pages
+        os_cache=os_cache,  # False: by pages
         order=OrderOption.SEQUENTIAL,
         pipelines={field: [decoders.get(field, NDArrayDecoder)(), ToTensor()] for field in fields},
     )
     batches = [[values.clone() for values in batch] for batch in loader]
-    # FFCV gives the fields in the file's order, whatever is asked.
+    # FFCV returns the fields in the file's order.
     names = list(loader.reader.field_names)
     return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*batches, strict=True), strict=True)}
 
@@ -137,8 +156,8 @@ def _slow_at_first(item: int) -> tuple[int, int]:
     return item, os.getpid()
 
 
-def ordered() -> int:
-    """Prints what came, how many processes did it, the error, and the processes that are left."""
+def _ordered() -> dict[str, Any]:
+    """The results of `in_order`, the number of processes, the error, and the processes that are left."""
     came, pids, error = [], set(), ""
     try:
         with closing(in_order(_slow_at_first, list(range(40)), 2, ["tests.prepare_bodies"])) as results:
@@ -150,12 +169,11 @@ def ordered() -> int:
     with closing(in_order(_slow_at_first, list(range(20)), 2, ["tests.prepare_bodies"])) as results:
         pids.add(next(results)[1])  # and the others are abandoned
     left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    print(json.dumps({"came": came, "pids": len(pids), "error": error, "left": left}))
-    return 0
+    return {"came": came, "pids": len(pids), "error": error, "left": left}
 
 
 if __name__ == "__main__":
-    # A shell in the background starts its children with Ctrl-C ignored, and Python then leaves it so.
+    # A shell in the background starts its children with Ctrl-C ignored, and Python keeps that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    bodies: dict[str, Any] = {"command": command, "without_ffcv": without_ffcv, "read": read, "ordered": ordered}
+    bodies: dict[str, Any] = {"stopped": stopped, "pools": pools, "read": read}
     sys.exit(bodies[sys.argv[1]](*sys.argv[2:]))

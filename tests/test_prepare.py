@@ -1,4 +1,4 @@
-"""Preparing for FFCV: the files' form, what is in them, and what happens when something goes wrong in the middle."""
+"""Preparing for FFCV: the format and content of the files, and failures during the work."""
 
 # FFCV is optional, so its imports may be missing.
 # pyright: reportMissingImports=false
@@ -13,9 +13,13 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +42,7 @@ from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.sets import storage
 from pipelines.data.preparing.workspace import workspace
 from pipelines.data.readers import cub, imagenet, images
-from pipelines.data.source import Files, Pixels, Source
+from pipelines.data.source import Boxes, Files, Pixels, Source
 from tests.prepare_bodies import HALF, odd
 
 pytest.importorskip("ffcv", reason="FFCV is optional; make ffcv")
@@ -76,18 +80,19 @@ def body(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Status and standard error; the test fails where it takes too long."""
+def output(process: subprocess.Popen[str]) -> str:
+    """Its standard output; the test fails if it fails or takes too long."""
     try:
-        _, errors = process.communicate(timeout=WATCHDOG)
+        text, errors = process.communicate(timeout=WATCHDOG)
     finally:
         process.kill()
-    return process.returncode, errors
+    assert process.returncode == 0, errors
+    return text
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A sample in a file, as the tables say."""
+    """A sample as stored in a file."""
 
     mode: int
     width: int
@@ -102,7 +107,7 @@ class Stored:
 
 
 def parsed(path: Path) -> list[Stored]:
-    """The samples of a file with an image and a label, by the format's description alone."""
+    """The samples of a file with an image and a label, read by the format's description."""
     whole = path.read_bytes()
     version, fields, page, samples, table = struct.unpack_from("<HHIQQ", whole)
     assert (version, fields) == (2, 2)
@@ -115,7 +120,7 @@ def parsed(path: Path) -> list[Stored]:
     found = []
     for row in range(samples):
         mode, width, height, address, label = struct.unpack_from("<BxHHxxQq", whole, 24 + 2 * 1041 + 24 * row)
-        # Aligned as C does it: the image's 13 bytes are packed, and the label begins at 16.
+        # Aligned as in C: the image's 13 bytes are packed, and the label begins at 16.
         mode, width, height, address = struct.unpack_from("<BHHQ", whole, 24 + 2 * 1041 + 24 * row)
         assert address // page == (address + sizes[address] - 1) // page
         found.append(Stored(mode, width, height, whole[address : address + sizes[address]], label))
@@ -127,7 +132,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("images") / "source")
 
 
-def test_the_form_is_ffcvs_own() -> None:
+@pytest.fixture(scope="module")
+def flowers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`folder`, prepared."""
+    out = tmp_path_factory.mktemp("flowers") / "out"
+    assert run(folder, out, "--name", "flowers") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits in CUB's layout."""
+    return write_digits_as_cub(tmp_path_factory.mktemp("cub") / "digits", size=8)
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Commands with worker processes, run in one process: their folder, and status and standard error of each."""
+    out = tmp_path_factory.mktemp("pools")
+    return out, json.loads(output(body("pools", str(out))))
+
+
+def test_the_format_is_ffcvs() -> None:
     from ffcv import fields, types
 
     assert types.CURRENT_VERSION == beton_format.VERSION
@@ -162,9 +188,8 @@ class TestFiles:
             assert all(each.mode == 1 for each in stored)
             assert np.array_equal(np.stack([each.pixels() for each in stored]), arrays.images[part])
 
-    def test_the_manifest_says_what_is_there(self, folder: Path, tmp_path: Path) -> None:
-        assert run(folder, tmp_path / "out", "--name", "flowers") == 0
-        found = manifest.read(tmp_path / "out")
+    def test_the_manifest_describes_the_files(self, folder: Path, flowers: Path) -> None:
+        found = manifest.read(flowers)
         assert (found.set, found.name, found.task, found.image_size) == ("images", "flowers", "classification", 64)
         assert (found.classes, found.missing) == (("a", "b"), ())
         assert found.source_fingerprint == images.read(folder, "flowers").fingerprint
@@ -174,11 +199,7 @@ class TestFiles:
         assert done.stdout.split()[0] == train.sha256
         assert train.bytes == found.path("train").stat().st_size
         assert {"python", "ffcv", "pillow", "numpy"} <= set(found.versions)
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-            "manifest.json",
-            "test.beton",
-            "train.beton",
-        ]
+        assert sorted(path.name for path in flowers.iterdir()) == ["manifest.json", "test.beton", "train.beton"]
 
     def test_jpegs_that_fit_keep_their_bytes_and_larger_ones_are_shrunk(self, folder: Path, tmp_path: Path) -> None:
         source = imagenet.read(_as_imagenet(folder, tmp_path), "flowers")
@@ -194,7 +215,7 @@ class TestFiles:
                 expected = np.asarray(part.image(row).resize((width, height), Image.Resampling.BOX), np.float64)
                 assert abs(each.pixels() - expected).mean() < 8
 
-    def test_a_mix_is_drawn_from_the_rows(self, tmp_path: Path) -> None:
+    def test_a_mix_depends_only_on_the_rows(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), np.uint8)
         part = Pixels(pixels, torch.arange(1000) % 2, "noise")
         source = Source("noise", ("a", "b"), {"train": part, "test": part}, HALF, HALF, "1" * 16)
@@ -206,19 +227,19 @@ class TestFiles:
         assert 250 < modes[0].count(0) < 350
         assert manifest.read(tmp_path / "one").fingerprint == manifest.read(tmp_path / "two").fingerprint
 
-    def test_many_pages_hold_samples_whole(self, tmp_path: Path) -> None:
+    def test_no_sample_crosses_a_page(self, tmp_path: Path) -> None:
         pixels = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(1000, 1).repeat(1000, 2).repeat(3, 3)
         part = Pixels(pixels, torch.zeros(7, dtype=torch.long), "grey")
         few = Pixels(pixels[:1], torch.zeros(1, dtype=torch.long), "grey")
         source = Source("grey", ("a",), {"train": part, "test": few}, HALF, HALF, "2" * 16)
         prepare_job(Job("images", source, Storage(None, 1000)), tmp_path / "out", 0)
-        stored = parsed(tmp_path / "out" / "train.beton")  # checks that none lies across two pages
+        stored = parsed(tmp_path / "out" / "train.beton")  # asserts that none crosses a page
         assert [int(each.pixels().mean()) for each in stored] == list(range(7))
         large = Job("images", source, Storage(None, 4000))
         prepare_job(large, tmp_path / "large", 0)
         assert struct.unpack_from("<HHI", (tmp_path / "large" / "test.beton").read_bytes())[2] >= 3 * 4000**2
 
-    def test_ffcv_itself_reads_them(self, folder: Path, tmp_path: Path) -> None:
+    def test_ffcvs_loader_reads_them(self, folder: Path, tmp_path: Path) -> None:
         # For detection: 16 images of 48 x 40 with 0 to 3 boxes, stored half as large.
         fixed, sizes, boxes = (tmp_path / name for name in ("fixed", "sizes", "boxes"))
         assert run(folder, fixed, "--image-size", "32") == 0
@@ -226,8 +247,7 @@ class TestFiles:
         prepare_job(Job("images", source, Storage(None, 48, 0.5, 90)), sizes, 0)
         detection = replace(source, parts={name: _boxed(part) for name, part in source.parts.items()})
         prepare_job(Job("voc2012", detection, Storage(None, 24)), boxes, 0)
-        status, errors = ended(body("read", str(fixed), str(sizes), str(boxes), str(tmp_path / "read.npz")))
-        assert status == 0, errors
+        output(body("read", str(fixed), str(sizes), str(boxes), str(tmp_path / "read.npz")))
         found = np.load(tmp_path / "read.npz")
         whole = read_whole(source, 32)
         assert np.array_equal(found["fixed/image"], whole.images["train"])
@@ -246,17 +266,17 @@ class TestFiles:
         assert found["boxes/difficult"][2].tolist() == [0, 1, 0]
         assert not found["boxes/boxes"][0].any()
 
-    def test_processes_write_the_same_bytes(self, tmp_path: Path) -> None:
-        status, errors = ended(body("command", "fine", str(tmp_path / "two"), str(tmp_path)))
-        assert status == 0, errors
-        assert "train: images: 96 of 96" in errors
+    def test_processes_write_the_same_bytes(self, pools: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+        out, found = pools
+        assert found["fine"][0] == 0, found
+        assert "train: images: 96 of 96" in found["fine"][1]
         prepare_job(Job("imagenet", odd("fine", tmp_path), storage("imagenet", "raw")), tmp_path / "none", 0)
-        assert manifest.read(tmp_path / "two").parts == manifest.read(tmp_path / "none").parts
+        assert manifest.read(out / "fine").parts == manifest.read(tmp_path / "none").parts
 
 
 @dataclass(frozen=True)
 class Boxed:
-    """As many boxes as the row's remainder by 4; the first is the whole image."""
+    """row % 4 boxes per image; the first one is the whole image. outside: the row with boxes outside the image."""
 
     files: Files
     outside: int = -1
@@ -273,18 +293,11 @@ class Boxed:
     def image(self, row: int) -> Image.Image:
         return self.files.image(row)
 
-    def boxes(self, row: int) -> Objects:
+    def boxes(self, row: int) -> Boxes:
         boxes = torch.tensor([[0.0, 0, 48, 40], [2, 2, 10, 7], [1, 1, 3, 3]])[: row % 4]
         if row == self.outside:
             boxes = boxes + 1
-        return Objects(boxes, torch.ones(len(boxes), dtype=torch.long), torch.tensor([False, True, False])[: row % 4])
-
-
-@dataclass(frozen=True)
-class Objects:
-    boxes: torch.Tensor
-    labels: torch.Tensor
-    difficult: torch.Tensor
+        return Boxes(boxes, torch.ones(len(boxes), dtype=torch.long), torch.tensor([False, True, False])[: row % 4])
 
 
 def _boxed(part: object, outside: int = -1) -> Boxed:
@@ -306,7 +319,7 @@ class TestAgain:
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
         capsys.readouterr()
         assert run(folder, tmp_path / "out") == 0
-        assert "prepared already" in capsys.readouterr().err
+        assert "already prepared" in capsys.readouterr().err
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
         assert run(folder, tmp_path / "out", "--overwrite") == 0
         assert all(path.stat().st_mtime_ns > before[path] for path in (tmp_path / "out").iterdir())
@@ -318,8 +331,8 @@ class TestAgain:
         assert run(source, tmp_path / "out", "--image-size", "16") == 0
         assert run(source, tmp_path / "out", "--image-size", "24", "--write", "jpg") == 2
         said = capsys.readouterr().err
-        assert "image_size: 16 there, 24 now" in said
-        assert "jpeg_share: 0.0 there, 1.0 now" in said
+        assert "image_size: was 16, now 24" in said
+        assert "jpeg_share: was 0.0, now 1.0" in said
         assert "--overwrite" in said
         picture(1).save(source / "train" / "a" / "other.jpg")
         assert run(source, tmp_path / "out", "--image-size", "16") == 2
@@ -347,7 +360,7 @@ class TestAgain:
         assert run(folder, out, "--overwrite") == 0
         assert manifest.read(out).path("train").read_bytes() == whole
 
-    def test_files_without_a_manifest_are_no_result(self, folder: Path, tmp_path: Path) -> None:
+    def test_files_without_a_manifest_are_replaced(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert run(folder, out) == 0
         (out / "manifest.json").unlink()
@@ -357,21 +370,21 @@ class TestAgain:
         assert run(folder, out) == 0
         assert manifest.read(out).parts["test"].samples == 6
 
-    def test_it_may_lie_with_the_images(self, tmp_path: Path) -> None:
+    def test_out_may_be_the_source(self, tmp_path: Path) -> None:
         source = write_folder(tmp_path / "source")
         before = sorted(source.rglob("*"))
         assert run(source, source) == 0
         assert sorted(source.rglob("*")) == sorted([*before, *(source / n for n in _FILES)])
-        assert run(source, source) == 0  # its own files are no other source
+        assert run(source, source) == 0  # its own files do not change the source
         assert sorted(tmp_path.iterdir()) == [source]
 
-    def test_a_parent_that_cannot_be_written_is_left_alone(
+    def test_a_read_only_parent_is_not_used(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "closed" / "out"
         out.mkdir(parents=True)
         out.parent.chmod(0o500)
-        # Root may write everywhere, so it is told otherwise.
+        # Root can write everywhere, so the answer is replaced.
         monkeypatch.setattr("pipelines.data.preparing.workspace.os.access", lambda path, mode: path != out.parent)
         with workspace(out, print) as inside:
             assert inside.parent == out
@@ -385,7 +398,7 @@ _FILES = ("train.beton", "test.beton", "manifest.json")
 class TestOddImages:
     @pytest.fixture
     def source(self, tmp_path: Path) -> Path:
-        """Of train/a: 0 grey, 1 CMYK, 2 a PNG in disguise, 3 cut short, 4 no image, 5 empty; of test/b: 0 RGBA."""
+        """train/a: 0 grey, 1 CMYK, 2 a PNG named .jpg, 3 truncated, 4 not an image, 5 empty; test/b: 0 RGBA."""
         root = write_folder(tmp_path / "source")
         a = root / "train" / "a"
         picture(0).convert("L").save(a / "0.jpg")
@@ -420,9 +433,7 @@ class TestOddImages:
             [expected] = read_whole(_only(part, row), 64).images["train"]
             assert abs(each.pixels().astype(int) - expected).mean() < (0.01 if write == "raw" else 4)
 
-    def test_strict_makes_each_of_them_an_error(
-        self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_strict_makes_them_errors(self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out, a = tmp_path / "out", source / "train" / "a"
         for number, why in ((0, "mode L"), (1, "mode CMYK"), (2, "named like a JPEG"), (3, "not a readable image")):
             assert run(source, out, "--strict") == 2
@@ -433,14 +444,14 @@ class TestOddImages:
             picture(number).save(a / f"{number}.jpg")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
-    def test_strict_refuses_what_was_prepared_without(
+    def test_strict_refuses_files_prepared_without_it(
         self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(source, tmp_path / "out") == 0
         assert run(source, tmp_path / "out", "--strict") == 2
         assert "train and test" in capsys.readouterr().err
 
-    def test_a_class_of_which_nothing_is_left_is_an_error(
+    def test_a_class_without_readable_images_is_an_error(
         self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for path in (source / "train" / "b").iterdir():
@@ -498,7 +509,7 @@ class TestWrongSources:
             ("images", ["--jpeg-share", "1.5"], "--jpeg-share must be 0 to 1"),
             ("images", ["--write", "raw", "--jpeg-share", "0.5"], "--jpeg-share is for --write mix"),
             ("images", ["--workers", "-1"], "--workers must be 0 or more"),
-            ("cifar10", ["--image-size", "32"], "--image-size is for images alone"),
+            ("cifar10", ["--image-size", "32"], "--image-size is only for images"),
             ("cifar10", ["--name", "other"], "--name is for images"),
             ("imagenet", ["--max-side", "0"], "--max-side must be 1 to"),
             ("imagenet", [], "must hold train/<class>"),
@@ -507,25 +518,33 @@ class TestWrongSources:
             ("tiny_imagenet", [], "tiny-imagenet-200"),
         ],
     )
-    def test_what_cannot_be_is_refused(
+    def test_wrong_options_and_sources(
         self, folder: Path, tmp_path: Path, kind: str, options: list[str], message: str, capsys: pytest.CaptureFixture
     ) -> None:
         assert run(folder, tmp_path / "out", *options, kind=kind) == 2
         assert message in capsys.readouterr().err
         assert sorted(tmp_path.iterdir()) == []
 
-    def test_a_part_has_to_be_asked_for(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        source = write_digits_as_cub(tmp_path / "digits")
-        assert run(source, tmp_path / "out", kind="cub") == 2
+    def test_an_incomplete_set_must_be_declared_as_subset(
+        self, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(digits, tmp_path / "out", kind="cub") == 2
         assert "10 of 200 classes" in capsys.readouterr().err
 
-    def test_a_file_in_the_place_of_the_folder(
-        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-    ) -> None:
+    def test_out_is_a_file(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "out").write_text("mine")
         assert run(folder, tmp_path / "out") == 2
-        assert "is no folder" in capsys.readouterr().err
+        assert "is not a folder" in capsys.readouterr().err
         assert (tmp_path / "out").read_text() == "mine"
+
+    def test_without_ffcv_the_error_explains_its_installation(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ffcv", None)  # blocks the import
+        assert run(folder, tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        for words in ("FFCV is not installed", "make -B ffcv", "libopencv-dev", "libturbojpeg0-dev", "folder"):
+            assert words in said
 
     def test_presets_are_those_of_ffcv_imagenet(self) -> None:
         assert storage("imagenet") == storage("imagenet", "ffcv_imagenet") == Storage(None, 500, 0.5, 90)
@@ -552,26 +571,46 @@ def eventually(holds: object, seconds: float = 30.0) -> bool:
     return bool(holds())
 
 
-class TestDeaths:
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-    def test_a_driver_that_is_stopped_leaves_no_half(self, tmp_path: Path, number: signal.Signals) -> None:
-        out, marks = tmp_path / "there" / "out", tmp_path / "marks"
-        marks.mkdir()
-        driver = body("command", "slow", str(out), str(marks))
+class Heard:
+    """A Report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, what: str, done: int, total: int) -> None: ...
+
+
+class TestFailures:
+    def test_a_stopped_command_leaves_no_partial_files(self, tmp_path: Path) -> None:
+        driver = body("stopped", str(tmp_path))
+        assert driver.stdout is not None
+        watchdog = threading.Timer(WATCHDOG, driver.kill)
+        watchdog.start()
         try:
-            assert eventually(lambda: len(list(marks.iterdir())) == 2, WATCHDOG)
+            for name, number, status in (
+                ("terminated", signal.SIGTERM, "143\n"),
+                ("interrupted", signal.SIGINT, "130\n"),
+                ("killed", signal.SIGKILL, ""),
+            ):
+                out, marks = tmp_path / name / "out", tmp_path / f"{name}-marks"
+                assert eventually(lambda marks=marks: len(list(marks.glob("*"))) == 2, WATCHDOG)
+                workers = [int(path.name) for path in marks.iterdir()]
+                driver.send_signal(number)
+                assert driver.stdout.readline() == status
+                assert eventually(lambda workers=workers: not any(map(alive, workers)), 5)
+                left = sorted(path.name for path in out.parent.iterdir())
+                assert left == ([".out-prepare", ".out-prepare.lock"] if number == signal.SIGKILL else [])
+                prepare_job(Job("imagenet", odd("fine", marks), storage("imagenet", "raw")), out, 0)
+                assert sorted(out.parent.iterdir()) == [out]
+                assert manifest.read(out).parts["train"].samples == 96
+            assert driver.wait() == -signal.SIGKILL
         finally:
-            driver.send_signal(number)
-        workers = [int(path.name) for path in marks.iterdir()]
-        status, errors = ended(driver)
-        assert status == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], errors
-        assert eventually(lambda: not any(map(alive, workers)), 5)
-        assert not out.exists()
-        left = sorted(path.name for path in out.parent.iterdir())
-        assert left == ([".out-prepare", ".out-prepare.lock"] if number == signal.SIGKILL else [])
-        prepare_job(Job("imagenet", odd("fine", marks), storage("imagenet", "raw")), out, 0)
-        assert sorted(out.parent.iterdir()) == [out]
-        assert manifest.read(out).parts["train"].samples == 96
+            watchdog.cancel()
+            driver.kill()
+            driver.communicate()
 
     @pytest.mark.parametrize(
         ("kind", "status", "said"),
@@ -581,45 +620,40 @@ class TestDeaths:
             ("limited", 2, ["train.beton cannot be written beyond", "free space"]),
         ],
     )
-    def test_an_error_ends_the_command(self, tmp_path: Path, kind: str, status: int, said: list[str]) -> None:
-        found, errors = ended(body("command", kind, str(tmp_path / "out"), str(tmp_path)))
-        assert found == status, errors
-        assert all(words in errors for words in said), errors
-        assert sorted(tmp_path.iterdir()) == []
+    def test_an_error_ends_the_command(
+        self, pools: tuple[Path, dict[str, Any]], kind: str, status: int, said: list[str]
+    ) -> None:
+        out, found = pools
+        assert found[kind][0] == status, found
+        assert all(words in found[kind][1] for words in said), found
+        assert [path.name for path in out.iterdir()] == ["fine"]
 
-    def test_two_at_once_make_one_result(self, tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        pair = [body("command", "steady", str(out), str(tmp_path), "--workers", "0") for _ in range(2)]
-        (one, first), (two, second) = (ended(process) for process in pair)
-        assert (one, two) == (0, 0), first + second
-        assert ("was prepared by another process" in first + second) or ("prepared already" in first + second)
-        assert manifest.read(out).parts["train"].samples == 96
-        assert sorted(path.name for path in out.iterdir()) == sorted(_FILES)
-        assert sorted(tmp_path.iterdir()) == [out]
-
-    def test_results_come_in_order_and_nothing_is_left(self) -> None:
-        process = body("ordered")
-        output, errors = process.communicate(timeout=WATCHDOG)
-        assert process.returncode == 0, errors
-        found = json.loads(output)
+    def test_results_come_in_order_and_no_process_is_left(self, pools: tuple[Path, dict[str, Any]]) -> None:
+        found = pools[1]["order"]
         assert found["came"] == list(range(30))
         assert (found["error"], found["left"]) == ("wrong: 30", [])
         assert found["pids"] >= 3
 
-    def test_without_ffcv_it_says_how_to_install_it(self, tmp_path: Path) -> None:
-        status, errors = ended(body("without_ffcv", str(tmp_path / "out")))
-        assert status == 2
-        for words in ("FFCV is not installed", "make -B ffcv", "libopencv-dev", "libturbojpeg0-dev", "folder"):
-            assert words in errors
+    def test_two_at_once_write_one_result(self, tmp_path: Path) -> None:
+        # In threads: the lock belongs to an open file, so it separates them as it does processes.
+        out, reports = tmp_path / "out", (Heard(), Heard())
+        job = Job("imagenet", odd("steady", tmp_path), storage("imagenet", "raw"))
+        with ThreadPoolExecutor(2) as threads:
+            one, two = threads.map(lambda report: prepare_job(job, out, 0, report=report), reports)
+        assert one == two == manifest.read(out)
+        said = " ".join([*reports[0].said, *reports[1].said])
+        assert "waiting for another process that holds" in said
+        assert "was prepared by another process" in said
+        assert sorted(path.name for path in out.iterdir()) == sorted(_FILES)
+        assert sorted(tmp_path.iterdir()) == [out]
 
 
 class TestManifest:
     @pytest.fixture
-    def found(self, folder: Path, tmp_path: Path) -> manifest.Manifest:
-        assert run(folder, tmp_path / "out", "--name", "flowers") == 0
-        return manifest.read(tmp_path / "out")
+    def found(self, flowers: Path, tmp_path: Path) -> manifest.Manifest:
+        return manifest.read(shutil.copytree(flowers, tmp_path / "out"))
 
-    def test_it_fits_the_data_that_it_is_of(self, found: manifest.Manifest) -> None:
+    def test_another_config_is_refused(self, found: manifest.Manifest) -> None:
         found.check(Images(name="flowers"), 64)
         for config, size, message in (
             (Images(name="trees"), 64, "holds flowers"),
@@ -629,48 +663,45 @@ class TestManifest:
             with pytest.raises(ValueError, match=message):
                 found.check(config, size)
 
-    def test_a_part_is_no_whole(self, found: manifest.Manifest) -> None:
+    def test_subsets_and_complete_sets_are_distinguished(self, found: manifest.Manifest) -> None:
         some = replace(found, set="cub", name="cub200", missing=("10 of 200 classes",), image_size=None)
         some.check(CUB(subset=True), None)
         with pytest.raises(ValueError, match=r"10 of 200 classes.*--data\.subset"):
             some.check(CUB(), None)
         with pytest.raises(ValueError, match=r"leave out --subset or --data\.subset"):
             replace(some, missing=()).check(CUB(subset=True), None)
-        with pytest.raises(ValueError, match="their own size"):
+        with pytest.raises(ValueError, match="different sizes"):
             replace(some, image_size=64).check(CUB(subset=True), None)
 
     @pytest.mark.parametrize(
-        "change",
+        ("change", "message"),
         [
-            {"format": 2},
-            {"classes": []},
-            {"mean": [0.5, 0.5]},
-            {"parts": {}},
-            {"unknown": 1},
-            {"name": None, "parts": [1]},
+            *(
+                (lambda text, values=values: json.dumps({**json.loads(text), **values}), "manifest of format 1 .*")
+                for values in (
+                    {"format": 2},
+                    {"classes": []},
+                    {"mean": [0.5, 0.5]},
+                    {"parts": {}},
+                    {"unknown": 1},
+                    {"name": None, "parts": [1]},
+                )
+            ),
+            (lambda text: text.replace('"train.beton"', '"../train.beton"'), r"\.\./train\.beton.*"),
+            (lambda text: text[:100], "is damaged .*"),
         ],
     )
-    def test_what_is_none_is_refused(self, found: manifest.Manifest, change: dict[str, object]) -> None:
+    def test_a_damaged_manifest_is_refused(
+        self, found: manifest.Manifest, change: Callable[[str], str], message: str
+    ) -> None:
         path = found.folder / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-        with pytest.raises(ValueError, match=r"manifest of format 1 .* --overwrite"):
-            manifest.read(found.folder)
-
-    def test_a_file_elsewhere_is_refused(self, found: manifest.Manifest) -> None:
-        path = found.folder / "manifest.json"
-        path.write_text(path.read_text().replace('"train.beton"', '"../train.beton"'))
-        with pytest.raises(ValueError, match=r"\.\./train\.beton"):
-            manifest.read(found.folder)
-
-    def test_half_a_file_is_refused(self, found: manifest.Manifest) -> None:
-        path = found.folder / "manifest.json"
-        path.write_text(path.read_text()[:100])
-        with pytest.raises(ValueError, match="is damaged"):
+        path.write_text(change(path.read_text()))
+        with pytest.raises(ValueError, match=f"{message}--overwrite"):
             manifest.read(found.folder)
 
 
 class TestDigits:
-    def test_cubs_layout_is_read_by_its_reader(self, tmp_path: Path) -> None:
+    def test_cubs_reader_reads_its_layout(self, tmp_path: Path) -> None:
         root = write_digits_as_cub(tmp_path / "digits")
         assert write_digits_as_cub(tmp_path / "digits") == root
         source = cub.read(root)
@@ -682,9 +713,9 @@ class TestDigits:
             assert source.parts[part].labels.bincount().equal(same.parts[part].labels.bincount())
         assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "other"]
 
-    def test_something_else_is_left_alone(self, tmp_path: Path) -> None:
+    def test_other_files_are_not_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").touch()
-        with pytest.raises(ValueError, match="something else"):
+        with pytest.raises(ValueError, match="does not hold digits"):
             write_digits_as_cub(tmp_path)
 
     def test_prepared_in_place_for_imagenet(self, tmp_path: Path) -> None:
@@ -694,8 +725,8 @@ class TestDigits:
         assert sorted(path.name for path in root.iterdir()) == sorted([*_FILES, "train", "val"])
         found.check(ImageNet(name="digits"), None)
 
-    def test_prepared_in_place_for_cub(self, tmp_path: Path) -> None:
-        root = prepared(write_digits_as_cub(tmp_path / "digits", size=8), "cub")
+    def test_prepared_in_place_for_cub(self, digits: Path, tmp_path: Path) -> None:
+        root = prepared(shutil.copytree(digits, tmp_path / "digits"), "cub")
         found = manifest.read(root)
         found.check(CUB(subset=True), None)
         assert len(found.classes) == 10
@@ -704,13 +735,13 @@ class TestDigits:
         assert found.path("train").stat().st_mtime_ns == before
 
 
-def test_the_display_is_a_bar_in_a_terminal_and_lines_elsewhere() -> None:
+def test_display_is_a_bar_in_a_terminal_and_otherwise_lines() -> None:
     for lively in (True, False):
         console = Console(file=io.StringIO(), force_terminal=lively, force_interactive=lively, width=120)
         with Display(console) as display:
             for done in range(1, 1001):
                 display.step("train: images", done, 1000)
-            display.step("train: images", 1000, 1000)  # said already
+            display.step("train: images", 1000, 1000)  # not shown again
             display.say("a word")
         assert isinstance(console.file, io.StringIO)
         text = console.file.getvalue()
@@ -724,15 +755,15 @@ def test_the_display_is_a_bar_in_a_terminal_and_lines_elsewhere() -> None:
             assert text.count("train") == 1
 
 
-def test_a_file_of_which_the_reader_would_complain_is_compressed_again(tmp_path: Path):
-    """PIL forgives zeros in the middle of a JPEG's data; FFCV's decoder does not, and ends a training."""
+def test_a_file_that_the_decoder_refuses_is_compressed_again(tmp_path: Path):
+    """PIL accepts zeros in the middle of a JPEG's data; FFCV's decoder does not, and ends a training."""
     root = write_folder(tmp_path / "images", (200, 160))
     odd = root / "train" / "a" / "3.jpg"
     data = bytearray(odd.read_bytes())
     data[-300:-2] = bytes(298)
     odd.write_bytes(data)
     with Image.open(odd) as image:
-        forgiven = np.asarray(image.convert("RGB")).astype(int)
+        accepted = np.asarray(image.convert("RGB")).astype(int)
     source = replace(images.read(root, "images"), name="images")
     done = prepare_job(Job("imagenet", source, Storage(None, 500, 1.0, 95)), tmp_path / "out", workers=0)
     assert done.parts["train"].left_out == ()
@@ -741,6 +772,6 @@ def test_a_file_of_which_the_reader_would_complain_is_compressed_again(tmp_path:
     stored = bytes(beton.mapped[start : start + num_bytes])
     assert stored != bytes(data)
     assert is_sound(stored, 160, 200)
-    assert np.abs(np.asarray(Image.open(io.BytesIO(stored))).astype(int) - forgiven).mean() < 3
+    assert np.abs(np.asarray(Image.open(io.BytesIO(stored))).astype(int) - accepted).mean() < 3
     start, num_bytes = beton.images[4, :2]
     assert bytes(beton.mapped[start : start + num_bytes]) == (root / "train" / "a" / "4.jpg").read_bytes()

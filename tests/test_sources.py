@@ -1,4 +1,4 @@
-"""The official forms of the data sets: small archives of the same formats, and what can be wrong with them."""
+"""The readers of official data sets, on small archives in the same formats and on damaged ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scipy.io import savemat
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
 from pipelines.data.readers import cifar, cub, image_folders, imagenet, images, pickles, source, tiny_imagenet, voc
 from pipelines.data.readers.boxes import CLASSES, parse
-from pipelines.data.readers.checks import Whole
+from pipelines.data.readers.checks import Whole, fingerprint_of_files
 from pipelines.data.source import Part, Pixels, Source, ZipMembers
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
@@ -33,7 +33,7 @@ Entries = dict[str, Any]
 
 
 def jpeg(number: int, size: tuple[int, int] = (20, 16)) -> bytes:
-    """A picture that can be told from others by its bytes."""
+    """Noise, so that each number has its own bytes."""
     noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "JPEG")
@@ -80,7 +80,7 @@ def assert_survives_pickling(part: Part) -> None:
 # ---- counts
 
 
-def test_missing_says_what_differs_from_the_whole() -> None:
+def test_missing_lists_differences_from_the_official_counts() -> None:
     def parts(train: list[int], test: list[int]) -> dict[str, Part]:
         made = {"train": torch.tensor(train), "test": torch.tensor(test)}
         return {name: Pixels(np.zeros((len(y), 1, 1, 3), np.uint8), y, "x") for name, y in made.items()}
@@ -90,7 +90,7 @@ def test_missing_says_what_differs_from_the_whole() -> None:
     assert whole.missing(1, parts([0], [0, 0, 0])) == (
         *("1 of 2 classes", "1 of 4 training images", "3 test images instead of 2"),
     )
-    assert whole.missing(2, parts([0, 1, 1, 1], [0, 0])) == ("2 classes with another number than 2 training images",)
+    assert whole.missing(2, parts([0, 1, 1, 1], [0, 0])) == ("2 classes do not have 2 training images",)
     big = dataclasses.replace(whole, train=100_000)
     assert big.missing(2, parts([0] * 50_000, [0, 1])) == ("50,000 of 100,000 training images",)
 
@@ -128,7 +128,7 @@ def write_cifar(root: Path, name: str, entries: Mapping[str, Entries], protocol:
 
 
 def declare_official(monkeypatch: pytest.MonkeyPatch, name: str, path: Path, entries: Mapping[str, Entries]) -> None:
-    """As if the sums of this small archive and its members were the published ones."""
+    """Make the md5 sums of this small archive and its members the official ones."""
     known, md5 = cifar.ARCHIVES[name], hashlib.md5
     sums = {file: md5(pickle.dumps(entry, 2)).hexdigest() for file, entry in entries.items()}
     official = dataclasses.replace(
@@ -141,7 +141,7 @@ def declare_official(monkeypatch: pytest.MonkeyPatch, name: str, path: Path, ent
 
 
 @pytest.mark.parametrize(("config", "num_train"), [(CIFAR10(), 60), (CIFAR100(), 12)])
-def test_cifar_whole_in_archive_and_folder(
+def test_cifar_complete_in_archive_and_folder(
     config: CIFAR10 | CIFAR100, num_train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, root=str(tmp_path))
@@ -177,7 +177,7 @@ def test_cifar_planes_become_pixels(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found), np.stack([red, green, blue], axis=-1))
 
 
-def test_cifar_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
+def test_incomplete_cifar_must_be_declared_as_subset(tmp_path: Path) -> None:
     path = write_cifar(tmp_path, "cifar10", cifar_entries("cifar10"))
     with pytest.raises(ValueError, match=f"{path} has md5 .*official.* c58f30.*incomplete or altered.*--data.subset"):
         source(CIFAR10(root=str(tmp_path)))
@@ -191,7 +191,7 @@ def test_cifar_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_pickles_of_each_age_are_read(protocol: int) -> None:
+def test_pickles_of_each_protocol_are_read(protocol: int) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for array in (pixels, np.asfortranarray(pixels), pixels[:0]):
         found = pickles.load(pickle.dumps({"data": array, "labels": [1, 2]}, protocol), "x")
@@ -225,14 +225,14 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, monkeypa
         entries = cifar_entries("cifar10")
         entries[member]["more"] = Malicious(marker)
         path = write_cifar(tmp_path, "cifar10", entries)
-        with pytest.raises(ValueError, match=rf"{path}:cifar-10-batches-py/{member} asks for \w+.mkdir.*not loaded"):
+        with pytest.raises(ValueError, match=rf"{path}:cifar-10-batches-py/{member} refers to \w+.mkdir.*not loaded"):
             cifar.read("cifar10", tmp_path)
         assert not marker.exists()
-    declare_official(monkeypatch, "cifar10", path, entries)  # a right sum opens no door either
-    with pytest.raises(ValueError, match=r"asks for \w+.mkdir"):
+    declare_official(monkeypatch, "cifar10", path, entries)  # also with the official md5
+    with pytest.raises(ValueError, match=r"refers to \w+.mkdir"):
         cifar.read("cifar10", tmp_path)
     pickle.loads(pickle.dumps(Malicious(marker)))
-    assert marker.exists()  # so it would have run
+    assert marker.exists()  # the unrestricted unpickler would have called it
 
 
 @pytest.mark.parametrize(
@@ -247,44 +247,37 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, monkeypa
         print,
     ],
 )
-def test_pickles_hold_nothing_but_bytes_and_plain_values(value: object) -> None:
+def test_other_values_in_pickles_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"^batch "):
         pickles.load(pickle.dumps({"data": value}, 2), "batch")
 
 
-def bad_cifar(key: str, value: Any) -> Callable[[dict[str, Entries]], None]:
-    def spoil(entries: dict[str, Entries]) -> None:
-        if value is None:
-            del entries["data_batch_2"][key]
-        else:
-            entries["data_batch_2"][key] = value
-
-    return spoil
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("key", "value", "message"),
     [
-        (bad_cifar("data", None), "must hold a dict with 'data' and 'labels'"),
-        (bad_cifar("labels", None), "must hold a dict with 'data' and 'labels'"),
-        (bad_cifar("data", np.zeros((12, 3071), np.uint8)), "must hold N x 3072 bytes"),
-        (bad_cifar("data", np.zeros((0, 3072), np.uint8)), "must hold N x 3072 bytes"),
-        (bad_cifar("data", b"x" * 3072), "must hold N x 3072 bytes"),
-        (bad_cifar("labels", [0] * 11), "must hold a list of 12 labels"),
-        (bad_cifar("labels", [0] * 11 + [10]), "has the label 10: labels must be integers from 0 to 9"),
-        (bad_cifar("labels", [-1] * 12), "has the label -1"),
-        (bad_cifar("labels", ["0"] * 12), "has the label '0'"),
+        ("data", None, "must hold a dict with 'data' and 'labels'"),
+        ("labels", None, "must hold a dict with 'data' and 'labels'"),
+        ("data", np.zeros((12, 3071), np.uint8), "must hold N x 3072 bytes"),
+        ("data", np.zeros((0, 3072), np.uint8), "must hold N x 3072 bytes"),
+        ("data", b"x" * 3072, "must hold N x 3072 bytes"),
+        ("labels", [0] * 11, "must hold a list of 12 labels"),
+        ("labels", [0] * 11 + [10], "has the label 10: labels must be integers from 0 to 9"),
+        ("labels", [-1] * 12, "has the label -1"),
+        ("labels", ["0"] * 12, "has the label '0'"),
     ],
 )
-def test_bad_cifar_batches_are_named(spoil: Callable[[dict[str, Entries]], None], message: str, tmp_path: Path) -> None:
+def test_errors_in_cifar_batches(key: str, value: Any, message: str, tmp_path: Path) -> None:
     entries = cifar_entries("cifar10")
-    spoil(entries)
+    if value is None:
+        del entries["data_batch_2"][key]
+    else:
+        entries["data_batch_2"][key] = value
     path = write_cifar(tmp_path, "cifar10", entries)
     with pytest.raises(ValueError, match=f"{path}:cifar-10-batches-py/data_batch_2 {message}.*md5.*download https://"):
         cifar.read("cifar10", tmp_path)
 
 
-def test_bad_cifar_archives_are_named(tmp_path: Path) -> None:
+def test_errors_in_cifar_archives(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither cifar-10-python.tar.gz nor cifar-10-batches-py.*https://"):
         cifar.read("cifar10", tmp_path)
     entries = cifar_entries("cifar10")
@@ -302,16 +295,16 @@ def test_bad_cifar_archives_are_named(tmp_path: Path) -> None:
         cifar.read("cifar10", tmp_path)
     entries["batches.meta"]["label_names"].reverse()
     write_cifar(tmp_path, "cifar10", entries)
-    with pytest.raises(ValueError, match=r"batches.meta does not name the official classes in their order"):
+    with pytest.raises(ValueError, match=r"batches.meta does not list the official classes in their order"):
         cifar.read("cifar10", tmp_path)
 
 
-def test_bad_cifar_folders_are_named(tmp_path: Path) -> None:
+def test_errors_in_cifar_folders(tmp_path: Path) -> None:
     with tarfile.open(write_cifar(tmp_path / "archive", "cifar10", cifar_entries("cifar10"))) as tar:
         tar.extractall(tmp_path, filter="data")
     member = tmp_path / "cifar-10-batches-py" / "test_batch"
     member.write_bytes(member.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{member} is no pickle of the official form .*{member} has md5 "):
+    with pytest.raises(ValueError, match=f"{member} is not a pickle of the official form .*{member} has md5 "):
         cifar.read("cifar10", tmp_path)
     member.unlink()
     with pytest.raises(FileNotFoundError, match=f"{member} is missing"):
@@ -373,7 +366,7 @@ def test_tiny_imagenet_is_the_same_in_each_form(tmp_path: Path) -> None:
     zipped = tiny_imagenet.read(write_tiny_zip(tmp_path / "zip", files))
     stored = tiny_imagenet.read(write_tiny_zip(tmp_path / "stored", rearranged(files), zipfile.ZIP_STORED))
     usual = write_tiny(tmp_path / "usual", rearranged(files)) / "tiny-imagenet-200"
-    (usual / "val" / "images").mkdir()  # what rearranging leaves
+    (usual / "val" / "images").mkdir()  # an empty folder remains after rearranging
     for other in (itself, zipped, stored, tiny_imagenet.read(usual)):
         assert_same_samples(folder, other)
         assert_survives_pickling(other.parts["test"])
@@ -381,14 +374,7 @@ def test_tiny_imagenet_is_the_same_in_each_form(tmp_path: Path) -> None:
     assert "tiny-imagenet-200.zip:tiny-imagenet-200/train/" in zipped.parts["train"].name(0)
     (usual / "val" / "images").rmdir()
     _, *parts = image_folders.scan(usual, ("val",))
-    assert folder.fingerprint == image_folders.fingerprint(*parts)
-
-
-def test_tiny_imagenet_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
-    root = str(write_tiny(tmp_path, tiny_files()))
-    with pytest.raises(ValueError, match=r"tiny-imagenet is incomplete \(3 of 200 classes; 12 of 100,000 training"):
-        source(TinyImageNet(root=root))
-    assert source(TinyImageNet(root=root, subset=True)).mean == (0.480, 0.448, 0.397)
+    assert folder.fingerprint == fingerprint_of_files(*parts)
 
 
 def without(files: dict[str, bytes], *names: str) -> dict[str, bytes]:
@@ -407,7 +393,7 @@ def without(files: dict[str, bytes], *names: str) -> dict[str, bytes]:
         (
             lambda f: f | {"val/val_annotations.txt": f["val/val_annotations.txt"].replace(b"n02102040", b"n0", 1)},
             ValueError,
-            r"val_annotations.txt, line 2: n0 is no class of train/",
+            r"val_annotations.txt, line 2: the class n0 is missing from train/",
         ),
         (
             lambda f: f | {"val/val_annotations.txt": f["val/val_annotations.txt"] + b"val_9.JPEG\n"},
@@ -417,17 +403,17 @@ def without(files: dict[str, bytes], *names: str) -> dict[str, bytes]:
         (
             lambda f: f | {"val/val_annotations.txt": f["val/val_annotations.txt"] + f"val_0.JPEG {WNIDS[0]}".encode()},
             ValueError,
-            r"line 7: val_0.JPEG is there twice",
+            r"line 7: val_0.JPEG occurs twice",
         ),
         (lambda f: f | {"val/val_annotations.txt": b"\xff\xfe\x00"}, ValueError, r"annotations.txt is not a text file"),
         (lambda f: f | {"val/images/val_7.JPEG": jpeg(1)}, ValueError, r"has no labels for val_7.JPEG"),
         (lambda f: without(f, "val/val_annotations.txt"), FileNotFoundError, r"val_annotations.txt is missing"),
         (lambda f: f | {f"train/n09/{n}": b"" for n in ("boxes.txt",)}, FileNotFoundError, r"no image in .*train/n09"),
-        (lambda f: f | {"train/n09/a.JPEG": jpeg(1)}, ValueError, r"wnids.txt does not name: n09"),
+        (lambda f: f | {"train/n09/a.JPEG": jpeg(1)}, ValueError, r"folders that are missing from .*wnids.txt: n09"),
         (
             lambda f: rearranged(f) | {"val/n09/a.JPEG": jpeg(1)},
             ValueError,
-            r"has classes that train/ has not: n09",
+            r"has classes that are missing from train/: n09",
         ),
         (
             lambda f: (
@@ -438,7 +424,7 @@ def without(files: dict[str, bytes], *names: str) -> dict[str, bytes]:
         ),
     ],
 )
-def test_bad_tiny_imagenets_are_named(
+def test_errors_in_tiny_imagenet(
     write_it: Callable[[Path, Mapping[str, bytes]], Path],
     spoil: Callable[[dict[str, bytes]], dict[str, bytes]],
     error: type[Exception],
@@ -450,21 +436,21 @@ def test_bad_tiny_imagenets_are_named(
         tiny_imagenet.read(tmp_path)
 
 
-def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+def test_empty_class_folder(tmp_path: Path) -> None:
     empty = write_tiny(tmp_path, tiny_files()) / "tiny-imagenet-200" / "train" / "n09"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=f"no image in {empty}"):
         tiny_imagenet.read(tmp_path)
 
 
-def test_bad_tiny_imagenet_zips_are_named(tmp_path: Path) -> None:
+def test_errors_in_tiny_imagenet_zips(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither tiny-imagenet-200.zip nor tiny-imagenet-200/.*http://"):
         tiny_imagenet.read(tmp_path)
     path = write_tiny_zip(tmp_path, tiny_files()) / "tiny-imagenet-200.zip"
     whole = path.read_bytes()
     for damaged in (whole[:-500], b"", b"\0" * 5000):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{path} is no readable zip archive .*download http://"):
+        with pytest.raises(ValueError, match=f"{path} is not a readable zip archive .*download http://"):
             tiny_imagenet.read(tmp_path)
     for method, message in ((zipfile.ZIP_STORED, "is damaged"), (zipfile.ZIP_DEFLATED, "(is damaged|cannot be read)")):
         whole = (write_tiny_zip(tmp_path, tiny_files(), method) / path.name).read_bytes()
@@ -473,10 +459,10 @@ def test_bad_tiny_imagenet_zips_are_named(tmp_path: Path) -> None:
         at = int(part.start[1] + part.size[1])  # near the end of the image's data
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
         assert part.encoded(0) == tiny_files()[f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG"]
-        with pytest.raises(ValueError, match=f"{path}:.*{WNIDS[0]}_1.JPEG {message}.*fetch the archive again"):
+        with pytest.raises(ValueError, match=f"{path}:.*{WNIDS[0]}_1.JPEG {message}.*download the archive again"):
             part.image(1)
     write_tiny_zip(tmp_path, tiny_files(), zipfile.ZIP_LZMA)
-    with pytest.raises(ValueError, match="encrypted or compressed otherwise"):
+    with pytest.raises(ValueError, match="encrypted or not compressed by deflate"):
         tiny_imagenet.read(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("other/train/a.JPEG", jpeg(1))
@@ -487,7 +473,7 @@ def test_bad_tiny_imagenet_zips_are_named(tmp_path: Path) -> None:
 # ---- ImageNet
 
 SYNSET = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
-# By ILSVRC2012_ID, from 1; the last one is no class but what two of them are kinds of.
+# By ILSVRC2012_ID, from 1; the last one is not a class, but the parent of two of them.
 SYNSETS = (WNIDS[2], WNIDS[0], WNIDS[1], "n00001740")
 TRUTH = (2, 3, 1, 1, 2, 3)
 
@@ -510,7 +496,7 @@ def devkit(truth: tuple[int, ...] = TRUTH, meta: bytes | None = None) -> bytes:
 
 
 def train_images(wnid: str) -> dict[str, bytes]:
-    # The order inside the archives is not the sorted one.
+    # Not in sorted order, as in the official archives.
     return {f"{wnid}_{n}.JPEG": jpeg(100 * WNIDS.index(wnid) + n) for n in (7, 10, 2)}
 
 
@@ -535,7 +521,7 @@ def write_folders(root: Path) -> Path:
     return root
 
 
-def test_imagenet_tars_give_what_their_folders_give(tmp_path: Path) -> None:
+def test_imagenet_tars_equal_their_folders(tmp_path: Path) -> None:
     tars = imagenet.read(write_tars(tmp_path / "tars"))
     folders = imagenet.read(write_folders(tmp_path / "folders"))
     assert tars.classes == WNIDS
@@ -554,17 +540,14 @@ def test_imagenet_tars_give_what_their_folders_give(tmp_path: Path) -> None:
     assert tars.missing == ("3 of 1,000 classes", "9 of 1,281,167 training images", "6 of 50,000 test images")
 
 
-def test_imagenet_part_or_another_set_in_its_layout(tmp_path: Path) -> None:
+def test_another_set_in_imagenets_layout(tmp_path: Path) -> None:
     root = str(write_folders(tmp_path))
-    with pytest.raises(ValueError, match=r"imagenet is incomplete \(3 of 1,000 classes; 9 of 1,281,167 training"):
-        source(ImageNet(root=root))
-    assert source(ImageNet(root=root, subset=True)).missing[0] == "3 of 1,000 classes"
     assert source(ImageNet(root=root, name="dogs")).missing == ()
     with pytest.raises(ValueError, match="dogs is complete, not a subset"):
         source(ImageNet(root=root, name="dogs", subset=True))
 
 
-def test_other_thousand_classes_are_not_imagenet(tmp_path: Path) -> None:
+def test_another_thousand_classes_are_not_imagenet(tmp_path: Path) -> None:
     picture = jpeg(0, (1, 1))
     for number in range(1000):
         for part in ("train", "val"):
@@ -575,12 +558,12 @@ def test_other_thousand_classes_are_not_imagenet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("ILSVRC2012_devkit_t12.tar.gz", "download the development kit .*alone says what the validation images show"),
+        ("ILSVRC2012_devkit_t12.tar.gz", "download the development kit .*labels of the validation images"),
         ("ILSVRC2012_img_train.tar", "download the training images"),
         ("ILSVRC2012_img_val.tar", "download the validation images"),
     ],
 )
-def test_a_missing_imagenet_file_is_named(name: str, remedy: str, tmp_path: Path) -> None:
+def test_missing_imagenet_files(name: str, remedy: str, tmp_path: Path) -> None:
     path = write_tars(tmp_path) / name
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is missing: {remedy}.*https://image-net.org"):
@@ -588,7 +571,7 @@ def test_a_missing_imagenet_file_is_named(name: str, remedy: str, tmp_path: Path
 
 
 def without_end(whole: bytes) -> bytes:
-    """The last inner tar ends with its last image, and the zeros that follow are not its own."""
+    """The last inner tar without its end marker; the zeros that follow belong to the outer tar."""
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         last = tar.getmembers()[-1]
         images = train_images(last.name.removesuffix(".tar")).values()
@@ -597,7 +580,7 @@ def without_end(whole: bytes) -> bytes:
 
 
 def spoil_an_inner_header(whole: bytes) -> bytes:
-    """The header of an inner tar's second image, made unreadable."""
+    """An unreadable header of the second image in an inner tar."""
     at = whole.index(b"n02102040_10.JPEG")
     return whole[:at] + b"\xff" * 300 + whole[at + 300 :]
 
@@ -605,51 +588,49 @@ def spoil_an_inner_header(whole: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "spoil", "message"),
     [
-        ("img_train.tar", lambda b: b"\0" * 100, "img_train.tar is no readable tar archive"),
-        ("img_train.tar", lambda b: b"", "img_train.tar is no readable tar archive"),
+        ("img_train.tar", lambda b: b"\0" * 100, "img_train.tar is not a readable tar archive"),
+        ("img_train.tar", lambda b: b"", "img_train.tar is not a readable tar archive"),
         ("img_train.tar", lambda b: tar_of({}), "img_train.tar is empty"),
-        ("img_train.tar", lambda b: b[: len(b) // 2], "img_train.tar is (no readable|damaged)"),
-        ("img_train.tar", lambda b: b[: b.rindex(b"ustar") - 257], "img_train.tar is (no readable|damaged)"),
-        ("img_train.tar", without_end, "img_train.tar:n01440764.tar is damaged or cut short after 3 files"),
-        ("img_train.tar", spoil_an_inner_header, "img_train.tar:n02102040.tar is damaged or cut short after 1 files"),
+        ("img_train.tar", lambda b: b[: len(b) // 2], "img_train.tar is (not a readable|damaged)"),
+        ("img_train.tar", lambda b: b[: b.rindex(b"ustar") - 257], "img_train.tar is (not a readable|damaged)"),
+        ("img_train.tar", without_end, "img_train.tar:n01440764.tar is damaged or truncated after 3 files"),
+        ("img_train.tar", spoil_an_inner_header, "img_train.tar:n02102040.tar is damaged or truncated after 1 files"),
         (
             "img_train.tar",
             lambda b: tar_of({"n01440764.tar": b"x" * 600}),
-            "train.tar:n01440764.tar is damaged or cut short after 0",
+            "train.tar:n01440764.tar is damaged or truncated after 0",
         ),
         ("img_train.tar", lambda b: tar_of({"n01440764.tar": tar_of({})}), "no image in .*train.tar:n01440764.tar"),
-        ("img_train.tar", lambda b: tar_of({"a.JPEG": jpeg(1)}), "holds a.JPEG, where official members are <wnid>.tar"),
+        ("img_train.tar", lambda b: tar_of({"a.JPEG": jpeg(1)}), "holds a.JPEG, but official members are <wnid>.tar"),
         (
             "img_train.tar",
             lambda b: tar_of({"n09.tar": tar_of({"a.JPEG": jpeg(1)})}),
-            "img_train.tar has classes that .*devkit_t12.tar.gz does not know: n09",
+            "img_train.tar has classes that are missing from .*devkit_t12.tar.gz: n09",
         ),
         (
             "img_train.tar",
             lambda b: tar_of({"n01440764.tar": tar_of({"a.JPEG": jpeg(1)})}),
-            "img_val.tar has images of classes that .*img_train.tar has not: n02102040, n03000684",
+            "img_val.tar has images of classes that are missing from .*img_train.tar: n02102040, n03000684",
         ),
-        ("img_val.tar", lambda b: b[:3000], "img_val.tar is (no readable|damaged)"),
+        ("img_val.tar", lambda b: b[:3000], "img_val.tar is (not a readable|damaged)"),
         ("img_val.tar", lambda b: tar_of({"a.JPEG": jpeg(1)}), "img_val.tar holds 1 images, but .*truth.txt has 6"),
         ("devkit_t12.tar.gz", lambda b: b[:-30], "devkit_t12.tar.gz cannot be read"),
         ("devkit_t12.tar.gz", lambda b: tar_of({"a/b": b""}, "w:gz"), "devkit_t12.tar.gz has no data/meta.mat"),
         ("devkit_t12.tar.gz", lambda b: devkit(TRUTH[1:]), "img_val.tar holds 6 images, but .*truth.txt has 5 lines"),
-        ("devkit_t12.tar.gz", lambda b: devkit((1, 2, 0, 1, 1, 1)), "truth.txt, line 3: 0 is no ILSVRC2012_ID"),
-        ("devkit_t12.tar.gz", lambda b: devkit((1, 2, 4, 1, 1, 1)), r"line 3: 4 is no ILSVRC2012_ID.*\(1 to 3\)"),
+        ("devkit_t12.tar.gz", lambda b: devkit((1, 2, 0, 1, 1, 1)), "truth.txt, line 3: 0 is not the ILSVRC2012_ID"),
+        ("devkit_t12.tar.gz", lambda b: devkit((1, 2, 4, 1, 1, 1)), r"line 3: 4 is not the ILSVRC2012_ID.*\(1 to 3\)"),
         ("devkit_t12.tar.gz", lambda b: devkit(meta=b"x" * 500), "meta.mat is not the official table of synsets"),
         ("devkit_t12.tar.gz", lambda b: devkit(meta=meta_mat()[:300]), "meta.mat is not the official table"),
     ],
 )
-def test_damaged_imagenet_archives_are_named(
-    file: str, spoil: Callable[[bytes], bytes], message: str, tmp_path: Path
-) -> None:
+def test_damaged_imagenet_archives(file: str, spoil: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
     path = write_tars(tmp_path) / f"ILSVRC2012_{file}"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         imagenet.read(tmp_path)
 
 
-def test_bad_imagenet_folders_are_named(tmp_path: Path) -> None:
+def test_errors_in_imagenet_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold train/<class>/\* and val/<class>/\*, or ILSVRC2012_img_tr"):
         imagenet.read(tmp_path)
     root = write_folders(tmp_path / "set")
@@ -708,29 +689,34 @@ def test_cub_by_hand(tmp_path: Path) -> None:
     assert cub.read(tmp_path).fingerprint != found.fingerprint
 
 
-def test_cub_part_is_accepted_when_asked_for(tmp_path: Path) -> None:
-    root = str(write_cub(tmp_path))
-    assert len(source(CUB(root=root, subset=True)).parts["train"]) == 6
-    with pytest.raises(ValueError, match=r"cub200 is incomplete \(3 of 200 classes"):
-        source(CUB(root=root))
-
-
 @pytest.mark.parametrize(
     ("file", "old", "new", "error", "message"),
     [
-        ("image_class_labels.txt", "4 2", "4 3", ValueError, "labels.txt, line 4: 3 is no class .*has 3 from 1 to 10"),
-        ("image_class_labels.txt", "4 2", "4 0", ValueError, "labels.txt, line 4: 0 is no class of classes.txt"),
+        (
+            "image_class_labels.txt",
+            "4 2",
+            "4 3",
+            ValueError,
+            "line 4: the class 3 is not in .*has 3 classes from 1 to 10",
+        ),
+        ("image_class_labels.txt", "4 2", "4 0", ValueError, "labels.txt, line 4: the class 0 is not in classes.txt"),
         ("image_class_labels.txt", "4 2", "4 x", ValueError, "labels.txt, line 4: 'x' is not an integer"),
         ("image_class_labels.txt", "4 2", "4", ValueError, "labels.txt, line 4: 2 columns are needed, not 1"),
-        ("image_class_labels.txt", "4 2\n", "", ValueError, "images.txt has ids that .*labels.txt has not: 4"),
-        ("train_test_split.txt", "9 0", "9 0\n11 1", ValueError, "split.txt has ids that .*images.txt has not: 11"),
+        ("image_class_labels.txt", "4 2\n", "", ValueError, "images.txt has ids that are missing from .*labels.txt: 4"),
+        (
+            "train_test_split.txt",
+            "9 0",
+            "9 0\n11 1",
+            ValueError,
+            "split.txt has ids that are missing from .*images.txt: 11",
+        ),
         ("train_test_split.txt", "4 1", "4 2", ValueError, r"split.txt, line 4: must be 1 .* not '2'"),
-        ("train_test_split.txt", "4 1", "5 1", ValueError, "split.txt, line 5: the id 5 is there twice"),
+        ("train_test_split.txt", "4 1", "5 1", ValueError, "split.txt, line 5: the id 5 occurs twice"),
         ("images.txt", "/4.jpg", "/44.jpg", FileNotFoundError, "1 of 9 files are missing: .*002.Auk/44.jpg"),
         ("classes.txt", "10 010.Blackbird", "10 010.Blackbird\n11 x", ValueError, "without a training image: x"),
     ],
 )
-def test_bad_cubs_are_named(
+def test_errors_in_cub_files(
     file: str, old: str, new: str, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     change(write_cub(tmp_path) / "CUB_200_2011" / file, old, new)
@@ -738,11 +724,11 @@ def test_bad_cubs_are_named(
         cub.read(tmp_path)
 
 
-def test_absent_cub_files_are_named(tmp_path: Path) -> None:
+def test_missing_cub_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no CUB_200_2011/ with images.txt: download https://"):
         cub.read(tmp_path)
     write(tmp_path / "CUB_200_2011.tgz", b"")
-    with pytest.raises(FileNotFoundError, match=r"CUB_200_2011.tgz alone, which is compressed.*tar -xzf"):
+    with pytest.raises(FileNotFoundError, match=r"holds only CUB_200_2011.tgz, which is compressed.*tar -xzf"):
         cub.read(tmp_path)
     path = write_cub(tmp_path) / "CUB_200_2011" / "classes.txt"
     path.write_text("\n")
@@ -751,6 +737,30 @@ def test_absent_cub_files_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is missing: unpack"):
         cub.read(tmp_path)
+
+
+# ---- subsets
+
+
+@pytest.mark.parametrize(
+    ("write_it", "config", "message"),
+    [
+        (
+            lambda root: write_tiny(root, tiny_files()),
+            TinyImageNet,
+            "tiny-imagenet is .*3 of 200 classes; 12 of",
+        ),
+        (lambda root: write_folders(root), ImageNet, "imagenet is .*3 of 1,000 classes; 9 of 1,281,167 training"),
+        (write_cub, CUB, "cub200 is .*3 of 200 classes; 6 of 5,994"),
+    ],
+)
+def test_an_incomplete_set_must_be_declared_as_subset(
+    write_it: Callable[[Path], Path], config: Callable[..., Any], message: str, tmp_path: Path
+) -> None:
+    root = str(write_it(tmp_path))
+    with pytest.raises(ValueError, match=message.replace(" is .*", r" is incomplete \(")):
+        source(config(root=root))
+    assert source(config(root=root, subset=True)).missing[0].startswith("3 of ")
 
 
 # ---- Pascal VOC
@@ -810,15 +820,15 @@ def test_boxes_by_hand() -> None:
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (voc_xml(DOG)[:-5], "is no readable XML"),
-        ("", "is no readable XML"),
-        (voc_xml(DOG).encode("utf-16"), "is no readable XML"),
+        (voc_xml(DOG)[:-5], "is not readable XML"),
+        ("", "is not readable XML"),
+        (voc_xml(DOG).encode("utf-16"), "is not readable XML"),
         ('<!DOCTYPE a [<!ENTITY b "c">]>' + voc_xml(DOG), "has a document type or entities"),
         (voc_xml(DOG, size=(16, 20)), "is for an image of 16 x 20 pixels, but the image has 20 x 16"),
         ("<annotation/>", "<size><width> must hold a number, not None"),
         (
             voc_xml(PERSON, voc_object("wolf", (9, 1, 9, 1))),
-            "object 2 is of the unknown class 'wolf': VOC has aeroplane",
+            "object 2 has the unknown class 'wolf': the classes are aeroplane",
         ),
         (voc_xml(voc_object("background", (9, 1, 9, 1))), "unknown class 'background'"),
         (voc_xml("<object><name>dog</name></object>"), "object 1: <bndbox><xmin> must hold a number, not None"),
@@ -832,7 +842,7 @@ def test_boxes_by_hand() -> None:
         (voc_xml(voc_object("dog", (9, 1, 9, 1), "<difficult>2</difficult>")), "<difficult> must be 0 or 1, not '2'"),
     ],
 )
-def test_bad_annotations_are_named(xml: str | bytes, message: str, tmp_path: Path) -> None:
+def test_errors_in_annotations(xml: str | bytes, message: str, tmp_path: Path) -> None:
     path = write_voc(tmp_path) / "VOCdevkit" / "VOC2012" / "Annotations" / "2008_000015.xml"
     write(path, xml)
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
@@ -869,7 +879,7 @@ def test_voc_detection_splits(tmp_path: Path) -> None:
     assert [len(early.parts[part]) for part in ("train", "test")] == [2, 1]
 
 
-def test_the_fingerprint_knows_the_boxes(tmp_path: Path) -> None:
+def test_fingerprint_includes_boxes(tmp_path: Path) -> None:
     before = voc.read(write_voc(tmp_path), ["2012"], "detection").fingerprint
     assert voc.read(tmp_path / "VOCdevkit", ["2012"], "detection").fingerprint == before
     change(tmp_path / "VOCdevkit/VOC2012/Annotations/2008_000008.xml", "<xmin>3<", "<xmin>4<")
@@ -885,7 +895,7 @@ def test_voc_segmentation(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(found.parts["test"])).mask(0).shape == (16, 20)
     early = voc.read(tmp_path, ["2007"], "segmentation")
     assert early.missing == ("2 of 422 images of VOC2007 trainval", "1 of 210 images of VOC2007 test")
-    with pytest.raises(ValueError, match=r"holds VOC2007's test images, as 2007_...: give one year"):
+    with pytest.raises(ValueError, match=r"contains VOC2007's test images, as 2007_...: give one year"):
         voc.read(tmp_path, ["2007", "2012"], "segmentation")
 
 
@@ -899,14 +909,14 @@ def save_mask(values: np.ndarray) -> bytes:
     ("mask", "message"),
     [
         (save_mask(np.zeros((20, 16), np.uint8)), r"has 16 x 20 pixels, but .*2008_000015.jpg has 20 x 16"),
-        (save_mask(np.full((16, 20), 21, np.uint8)), "has pixels of class 21: there are 0 to 20 and 255"),
-        (save_mask(np.zeros((16, 20, 3), np.uint8)), r"has colours \(RGB\) in the place of a palette's numbers"),
+        (save_mask(np.full((16, 20), 21, np.uint8)), "has pixels of class 21: classes are 0 to 20 and 255"),
+        (save_mask(np.zeros((16, 20, 3), np.uint8)), r"has the mode RGB instead of palette numbers"),
         (save_mask(np.zeros((16, 20), np.uint8))[:45], "is not a readable mask"),
         (b"", "is not a readable mask"),
     ],
     ids=["size", "class", "colours", "cut", "empty"],
 )
-def test_bad_masks_are_named(mask: bytes, message: str, tmp_path: Path) -> None:
+def test_errors_in_masks(mask: bytes, message: str, tmp_path: Path) -> None:
     path = write(write_voc(tmp_path) / "VOCdevkit/VOC2012/SegmentationClass/2008_000015.png", mask)
     part = voc.read(tmp_path, ["2012"], "segmentation").parts["train"]
     assert part.mask(0).shape == (16, 20)
@@ -925,33 +935,33 @@ def test_bad_masks_are_named(mask: bytes, message: str, tmp_path: Path) -> None:
         ("ImageSets/Segmentation/train.txt", "segmentation"),
     ],
 )
-def test_absent_voc_files_are_named(name: str, task: Any, tmp_path: Path) -> None:
+def test_missing_voc_files(name: str, task: Any, tmp_path: Path) -> None:
     path = write_voc(tmp_path) / "VOCdevkit" / "VOC2012" / name
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"missing: {path}|{path} is missing"):
         voc.read(tmp_path, ["2012"], task)
 
 
-def test_bad_voc_lists_and_images_are_named(tmp_path: Path) -> None:
+def test_errors_in_voc_lists_and_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no VOCdevkit/VOC2007: download http://.*VOCtrainval_06-Nov"):
         voc.read(tmp_path, ["2007"], "detection")
     folder = write_voc(tmp_path) / "VOCdevkit" / "VOC2012"
-    with pytest.raises(ValueError, match="years are"):
+    with pytest.raises(ValueError, match="years must be"):
         voc.read(tmp_path, ["2010"], "detection")
-    with pytest.raises(ValueError, match="years are"):
+    with pytest.raises(ValueError, match="years must be"):
         voc.read(tmp_path, ["2012", "2012"], "detection")
-    with pytest.raises(ValueError, match="tasks are detection and segmentation, not 'layout'"):
+    with pytest.raises(ValueError, match="task must be detection or segmentation, not 'layout'"):
         voc.read(tmp_path, ["2012"], "layout")  # pyright: ignore
     train = folder / "ImageSets" / "Main" / "train.txt"
     for text, message in (
-        ("2008_000008\n2008_000008\n", "line 2: 2008_000008 stands in line 1 already"),
+        ("2008_000008\n2008_000008\n", "line 2: 2008_000008 is already in line 1"),
         ("\n", "is empty"),
     ):
         train.write_text(text)
         with pytest.raises(ValueError, match=f"{train}.*{message}"):
             voc.read(tmp_path, ["2012"], "detection")
     train.write_text("2008_000008\n2008_000002\n")
-    with pytest.raises(ValueError, match=r"both for training and for test.*2008_000002"):
+    with pytest.raises(ValueError, match=r"images are in both training and test: .*2008_000002"):
         voc.read(tmp_path, ["2012"], "detection")
     train.write_text("2008_000008\n")
     broken = write(folder / "JPEGImages" / "2008_000008.jpg", jpeg(1)[:10])

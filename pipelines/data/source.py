@@ -1,4 +1,4 @@
-"""What every source gives: named parts of samples, each readable by its row from any process."""
+"""The interface of every data source: named parts whose samples any process can read by row number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 class Part(Protocol):
-    """Samples in a fixed order. Picklable and small, so that decoding processes can have it."""
+    """Samples in a fixed order. Small and picklable, so that it can be sent to decoding processes."""
 
     @property
     def labels(self) -> Tensor:
@@ -31,15 +31,15 @@ class Part(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, row: int) -> str:
-        """By what a person finds the sample again."""
+        """Where the sample is, for messages."""
         ...
 
     def encoded(self, row: int) -> bytes | None:
-        """The image file as it is; None where the source holds pixels."""
+        """The image file as stored; None: the source holds pixels."""
         ...
 
     def image(self, row: int) -> Image.Image:
-        """The image in RGB. ValueError: it cannot be read; the message names it."""
+        """In RGB. ValueError: it cannot be read."""
         ...
 
 
@@ -47,9 +47,9 @@ class Part(Protocol):
 class Boxes:
     """The n objects of one image, n may be 0.
 
-    boxes: (n, 4) float32, left, top, right and bottom in pixels from 0; the width of a box is right - left.
-    labels: (n,) int64, from 1 on.
-    difficult: (n,) bool, hard to recognise; VOC's evaluation ignores them.
+    boxes: (n, 4) float32; left, top, right and bottom in pixels from 0; the width of a box is right - left.
+    labels: (n,) int64, starting at 1.
+    difficult: (n,) bool; VOC's evaluation ignores difficult objects.
     """
 
     boxes: Tensor
@@ -64,12 +64,12 @@ class Boxes:
 class Source:
     """A data set in its official form.
 
-    name: as in tables and tags ("cifar10", "imagenet"...).
-    classes: their names, in the order of the labels.
+    name: in tables and tags ("cifar10", "imagenet"...).
+    classes: names, in the order of the labels.
     parts: "train" and "test".
     mean, std: per channel, of pixel values / 255.
-    fingerprint: 16 hexadecimal digits that say which data this is, wherever it lies.
-    missing: what is missing of the official data set, as text ("100 of 200 classes"); empty: nothing.
+    fingerprint: 16 hexadecimal digits that identify the data, wherever it is stored.
+    missing: how it differs from the official data set, as text ("100 of 200 classes"); empty: it is complete.
     """
 
     name: str
@@ -81,36 +81,35 @@ class Source:
     missing: tuple[str, ...] = ()
 
     def check_complete(self, subset: bool) -> None:
-        """ValueError: the data set is incomplete and not called a subset, or the other way round."""
+        """Errors as the function of this name."""
         check_complete(self.name, self.missing, subset)
 
 
 def check_complete(name: str, missing: Sequence[str], subset: bool) -> None:
-    """ValueError: the data set `name` is incomplete and not called a subset, or the other way round."""
+    """ValueError: an incomplete data set is not declared as a subset, or a complete one is."""
     if missing and not subset:
         raise ValueError(
-            f"{name} is incomplete ({'; '.join(missing)}): get the missing files, or use this part on purpose with "
-            "--subset (prepare.py) or --data.subset (training); the results are then marked as -subset"
+            f"{name} is incomplete ({'; '.join(missing)}): get the missing files, or declare a subset by "
+            "--subset (prepare.py) or --data.subset (training); the results are then labelled -subset"
         )
     if subset and not missing:
         raise ValueError(f"{name} is complete, not a subset: leave out --subset or --data.subset")
 
 
 def decoded(data: bytes | Path, name: str) -> Image.Image:
-    """An image file in RGB; ValueError that names it where it cannot be read."""
+    """An image file in RGB. ValueError: it cannot be read."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is not a readable image ({error}): fetch it again or remove it") from error
+        raise ValueError(f"{name} is not a readable image ({error}): download it again or remove it") from error
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files below a folder, whatever is known of them.
+    """Image files below a folder.
 
-    root: the folder.
-    names: (N,) bytes, paths below it. Not a list of str: decoding processes share the array without copying it.
+    names: (N,) bytes, paths relative to root. An array, not a list: decoding processes share it without a copy.
     """
 
     root: Path
@@ -129,13 +128,13 @@ class ImageFiles:
         return self.path(row).read_bytes()
 
     def image(self, row: int) -> Image.Image:
-        """In RGB. ValueError: it cannot be read; the message names it."""
+        """In RGB. ValueError: it cannot be read."""
         return decoded(self.path(row), self.name(row))
 
 
 @dataclass(frozen=True)
 class Files(ImageFiles):
-    """Image files of a class each. labels: (N,) int64."""
+    """Image files with one class each. labels: (N,) int64."""
 
     labels: Tensor
 
@@ -144,7 +143,7 @@ class Files(ImageFiles):
 class TarMembers:
     """Image files inside uncompressed tar archives, read in place.
 
-    archives: the files. archive, start, size: (N,) int64: which one, and where in it. names: (N,) bytes.
+    archive, start, size: (N,) int64; index into `archives`, first byte and length. names: (N,) bytes.
     """
 
     archives: tuple[Path, ...]
@@ -171,10 +170,10 @@ class TarMembers:
 
 @dataclass(frozen=True)
 class ZipMembers:
-    """Image files inside a zip archive, read in place by where they lie: no process or thread reads its index again.
+    """Image files inside a zip archive, read in place by their offsets: the archive's index is read once only.
 
-    names: (N,) bytes, of members. start, size: (N,) int64: where in the archive a member's header starts, and how many
-    bytes of it are stored. deflated: (N,) bool, whether these are compressed. crc: (N,) uint32, of the image file.
+    names: (N,) bytes, of members. start, size: (N,) int64; offset of a member's header, and its stored bytes.
+    deflated: (N,) bool, whether these are compressed. crc: (N,) uint32, of the image file.
     """
 
     archive: Path
@@ -194,16 +193,16 @@ class ZipMembers:
     def encoded(self, row: int) -> bytes:
         with self.archive.open("rb") as file:
             file.seek(int(self.start[row]))
-            # 30 bytes, the last four of which are the lengths of two fields before the data: name and extras.
+            # The last four bytes are the lengths of the two fields before the data: name and extra field.
             header = file.read(30)
             file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
             data = file.read(int(self.size[row]))
         try:
             data = zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated[row] else data
         except zlib.error as error:
-            raise ValueError(f"{self.name(row)} cannot be read ({error}): fetch the archive again") from error
+            raise ValueError(f"{self.name(row)} cannot be read ({error}): download the archive again") from error
         if zlib.crc32(data) != self.crc[row]:
-            raise ValueError(f"{self.name(row)} is damaged (its sum is wrong): fetch the archive again")
+            raise ValueError(f"{self.name(row)} is damaged (wrong CRC-32): download the archive again")
         return data
 
     def image(self, row: int) -> Image.Image:
@@ -212,7 +211,7 @@ class ZipMembers:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images that the source holds as arrays. pixels: (N, H, W, 3) uint8. what: by what a person finds them."""
+    """Images that the source holds as arrays. pixels: (N, H, W, 3) uint8. what: where they are, for messages."""
 
     pixels: np.ndarray
     labels: Tensor

@@ -1,10 +1,10 @@
-"""From a source to the folder that the ffcv backend reads: train.beton, test.beton and manifest.json, whole or not."""
+"""Writes a source as train.beton, test.beton and manifest.json, which the ffcv backend reads."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,28 @@ from pipelines.data.preparing.manifest import Manifest, PartFile
 from pipelines.data.preparing.workspace import workspace
 
 
-@dataclass(frozen=True)
 class Silent:
-    """A Report that nobody hears."""
+    """A Report that shows nothing."""
 
-    def say(self, text: str) -> None:
-        """Nothing."""
+    def say(self, text: str) -> None: ...
 
-    def step(self, what: str, done: int, total: int) -> None:
-        """Nothing."""
+    def step(self, what: str, done: int, total: int) -> None: ...
 
 
 def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: Report | None = None) -> Manifest:
-    """Write `job` into `out`, by `workers` processes (0: in this one), unless it is there.
+    """Write `job` into `out` with `workers` processes (0: in this one), unless it is already there.
 
-    ValueError, OSError: something is wrong with source, options or `out`; RuntimeError: a worker process died or
-    failed. What was in `out` before is then still there.
+    ValueError, OSError: wrong source, options or `out`; RuntimeError: a worker process died or failed. After an error
+    `out` is unchanged.
     """
     report, out = report or Silent(), out.expanduser().resolve()
     if not overwrite and (found := _found(job, out)):
-        report.say(f"{out} is prepared already, from this source and with these options: nothing to do")
+        report.say(f"{out} is already prepared from this source with these options: nothing to do")
         return found
     require_installed()
     most_objects = check(job.source)
     with workspace(out, report.say) as folder:
-        if not overwrite and (found := _found(job, out)):  # while we waited
+        if not overwrite and (found := _found(job, out)):  # while this process waited
             report.say(f"{out} was prepared by another process")
             return found
         parts = {name: write_part(job, name, folder, most_objects, workers, report) for name in job.source.parts}
@@ -55,32 +52,32 @@ def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: 
 
 
 def _found(job: Job, out: Path) -> Manifest | None:
-    """What is prepared in `out` already. ValueError, FileNotFoundError: it is something else, or damaged."""
+    """What is already prepared in `out`. ValueError, FileNotFoundError: it is something else, or damaged."""
     if not (out / manifest.FILE).exists():
         return None
     found = manifest.parse(out)
     differences = [
-        f"{name}: {before} there, {now} now"
+        f"{name}: was {before}, now {now}"
         for name, before, now in _compared(found, _manifest(job, {}, {}))
         if before != now
     ]
     if differences:
         raise ValueError(
-            f"{out} is prepared already, but from something else or with other options ({'; '.join(differences)}): "
-            "give --out another folder, or --overwrite"
+            f"{out} is already prepared, but from another source or with other options ({'; '.join(differences)}): "
+            "use another --out, or --overwrite"
         )
     found.check_files()
     odd = [name for name, part in found.parts.items() if part.converted or part.left_out]
     if job.strict and odd:
         raise ValueError(
-            f"{out} is prepared already, but not as --strict wants it: images of {' and '.join(odd)} were converted or "
-            "left out; correct them, and give --overwrite"
+            f"{out} is already prepared, but without --strict: images of {' and '.join(odd)} were converted or left "
+            "out; correct them and use --overwrite"
         )
     return found
 
 
 def _compared(before: Manifest, now: Manifest) -> list[tuple[str, Any, Any]]:
-    """(name, before, now) of everything that decides what is written."""
+    """(name, before, now) of everything that determines what is written."""
     names = ("set", "name", "task", "source_fingerprint", "missing")
     options = sorted({*before.options, *now.options})
     return [

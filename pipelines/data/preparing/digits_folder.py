@@ -1,4 +1,4 @@
-"""scikit-learn's digits written in the official layouts of larger sets, so that their readers run on a laptop."""
+"""Writes scikit-learn's digits in the official layouts of larger sets, so that their readers run on a laptop."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ _CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "c
 def write_digits_as_imagenet(root: str | Path, size: int = 40) -> Path:
     """Write train/n0000000<d>/*.JPEG and val/... of size x size pixels below `root`, unless they are there.
 
-    The folder appears whole or not at all, also when several processes write it at once.
+    The folder is published atomically, also when several processes write it at once.
     ValueError: `root` exists and holds something else.
     """
     folders = [f"{folder}/n{label:08d}" for folder in _PARTS.values() for label in range(10)]
-    return _written(Path(root), "ImageNet's", folders, lambda whole: _write_imagenet(whole, size))
+    return _written(Path(root), "ImageNet's", folders, lambda new: _write_imagenet(new, size))
 
 
 def write_digits_as_cub(root: str | Path, size: int = 40) -> Path:
-    """Write CUB_200_2011/ below `root`: images/001.zero/*.jpg of size x size pixels and the official four lists.
+    """Write CUB_200_2011/ with images/001.zero/*.jpg of size x size pixels below `root`, unless it is there.
 
     As `write_digits_as_imagenet` otherwise.
     """
     lists = [f"{_CUB}/{name}" for name in _CUB_LISTS]
-    return _written(Path(root), "CUB's", lists, lambda whole: _write_cub(whole / _CUB, size))
+    return _written(Path(root), "CUB's", lists, lambda new: _write_cub(new / _CUB, size))
 
 
 def prepared(root: str | Path, kind: str, name: str | None = None) -> Path:
-    """`root`, its images prepared for FFCV in the same folder, as prepare does it; where FFCV is installed.
+    """Prepare the images in `root` for FFCV, in the same folder, if FFCV is installed; returns `root`.
 
-    kind: the set as prepare calls it, "imagenet" or "cub". name: the data set's in tables. Does nothing where it is
-    done; several processes may do it at once.
+    kind: "imagenet" or "cub". name: in tables. Does nothing if it is done; several processes may call it at once.
     """
     root = Path(root)
     if not has_ffcv():
@@ -52,29 +51,28 @@ def prepared(root: str | Path, kind: str, name: str | None = None) -> Path:
     from pipelines.data.preparing.sets import SETS
 
     source = SETS[kind].read(root, name or kind)
-    prepare(Job(kind, source, SETS[kind].storage), root, workers=0)  # here: processes take longer to start
+    prepare(Job(kind, source, SETS[kind].storage), root, workers=0)  # starting processes would take longer
     return root
 
 
-def _written(root: Path, layout: str, marks: list[str], write: Callable[[Path], None]) -> Path:
-    """marks: what is below `root` when it is written."""
+def _written(root: Path, layout: str, expected: list[str], write: Callable[[Path], None]) -> Path:
+    """expected: paths below `root` that exist after it was written."""
 
     def is_there() -> bool:
-        return all((root / mark).exists() for mark in marks)
+        return all((root / path).exists() for path in expected)
 
     if is_there():
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} holds something else than digits in {layout} layout: give another folder")
+        raise ValueError(f"{root} does not hold digits in {layout} layout: use another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        whole = Path(temporary) / "whole"
-        write(whole)
+        new = Path(temporary) / "new"
+        write(new)
         try:
-            whole.rename(root)
+            new.rename(root)
         except OSError:
-            # Another process was first; its folder is as good, and the context removes ours.
-            if not is_there():
+            if not is_there():  # otherwise another process wrote the same folder first
                 raise
     return root
 

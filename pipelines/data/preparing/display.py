@@ -1,21 +1,18 @@
-"""What the terminal shows while a data set is prepared: a bar, or plain lines."""
+"""The progress of preparing a data set: a bar in a terminal, otherwise plain lines."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-BETWEEN_LINES = 10.0
-"""Seconds, where the output is no terminal."""
-
-BETWEEN_UPDATES = 0.1
+BETWEEN_LINES, BETWEEN_UPDATES = 10.0, 0.1
+"""Seconds, without a terminal and in one."""
 
 
 class Display:
-    """A Report for people; a context manager around the work."""
+    """A Report on a console; a context manager around the work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -35,7 +32,7 @@ class Display:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:

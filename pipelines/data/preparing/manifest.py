@@ -1,11 +1,11 @@
-"""manifest.json: what `pipelines/prepare.py` wrote beside it. Written last, so where it is, everything is."""
+"""manifest.json, which describes the files of `pipelines/prepare.py`. It is written last: with it, all files exist."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ SETS: dict[type, str] = {
     ImageNet: "imagenet",
     CUB: "cub",
 }
-"""Which set of prepare an experiment's data config means."""
+"""Data config of an experiment -> name of the set in prepare.py."""
 
 Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample that could not be read. name: of its file."""
+    """A sample that could not be read. name: its file."""
 
     name: str
     why: str
@@ -44,8 +44,8 @@ class LeftOut:
 class PartFile:
     """A .beton file.
 
-    file: its name. samples: how many. bytes, sha256: of the file. raw, jpeg: how many images are stored as pixels and
-    as JPEG. converted: how many were not RGB, or no JPEG under the name of one. left_out: what could not be read.
+    raw, jpeg: number of images stored as pixels and as JPEG. converted: number of images that were not RGB, or had a
+    JPEG's name and another format. left_out: what could not be read.
     """
 
     file: str
@@ -62,10 +62,10 @@ class PartFile:
 class Manifest:
     """A prepared data set in `folder`.
 
-    set: as prepare calls it. name: as in tables. task: "classification" or "detection". mean, std: per channel, of
-    pixel values / 255. missing: in what it is less than the official whole; empty: it is whole. source_fingerprint:
-    which data it was made of. options: how images are stored. image_size: height and width of all images; None: they
-    differ. versions: of the software that wrote it.
+    set: name in prepare.py. name: in tables. task: "classification" or "detection". mean, std: per channel, of pixel
+    values / 255. missing: how it differs from the official data set; empty: it is complete. source_fingerprint: of the
+    source. options: how images are stored. image_size: height and width of all images; None: they differ. versions: of
+    the software that wrote it.
     """
 
     set: str
@@ -84,18 +84,17 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that say which data this is."""
+        """16 hexadecimal digits that identify the data."""
         text = "".join(f"{name} {part.sha256}\n" for name, part in sorted(self.parts.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self, part: str) -> Path:
-        """The .beton file of "train" or "test"."""
         return self.folder / self.parts[part].file
 
     def check(self, config: Any, image_size: int | None) -> None:
-        """ValueError where this is not the data that an experiment's config means.
+        """ValueError: this is not the data of an experiment's config.
 
-        image_size: at which all images must be stored; None: they must have sizes of their own.
+        image_size: required size of all images; None: images must have different sizes.
         """
         wanted = replace(config, subset=False).label if hasattr(config, "subset") else config.label
         if (self.set, self.name) != (SETS[type(config)], wanted):
@@ -103,17 +102,16 @@ class Manifest:
                 f"{self.folder} holds {self.name} (prepared as {self.set}), not {wanted}: give --data.root the folder "
                 f"that prepare wrote for {SETS[type(config)]}"
             )
-        subset = getattr(config, "subset", False)
-        check_complete(f"{self.name} in {self.folder}", self.missing, subset)
+        check_complete(f"{self.name} in {self.folder}", self.missing, getattr(config, "subset", False))
         if self.image_size != image_size:
-            found, needed = (f"{size} pixels" if size else "their own size" for size in (self.image_size, image_size))
+            found, needed = (f"{size} pixels" if size else "different sizes" for size in (self.image_size, image_size))
             raise ValueError(
-                f"{self.folder} holds images of {found}, but {needed} is needed: prepare it again with other options "
+                f"{self.folder} holds images of {found}, but {needed} are needed: prepare it again with other options "
                 "and --overwrite"
             )
 
     def check_files(self) -> None:
-        """FileNotFoundError, ValueError: a file is missing, was cut short or is none of FFCV's."""
+        """FileNotFoundError, ValueError: a file is missing, truncated or not in FFCV's format."""
         for name, part in self.parts.items():
             path = self.path(name)
             if not path.is_file():
@@ -131,10 +129,9 @@ class Manifest:
 
 
 def read(folder: str | Path) -> Manifest:
-    """The manifest in `folder`, its files checked by their sizes and headers.
+    """The manifest in `folder`, with the sizes and headers of its files checked.
 
-    FileNotFoundError: nothing was prepared there, or a file is gone. ValueError: something is damaged. The message says
-    what to do.
+    FileNotFoundError: nothing was prepared there, or a file is missing. ValueError: something is damaged.
     """
     found = parse(folder)
     found.check_files()
@@ -142,7 +139,7 @@ def read(folder: str | Path) -> Manifest:
 
 
 def parse(folder: str | Path) -> Manifest:
-    """The manifest in `folder` alone; errors as `read`."""
+    """As `read`, without a check of the files."""
     path = Path(folder) / FILE
     try:
         stored = json.loads(path.read_bytes())
@@ -156,11 +153,10 @@ def parse(folder: str | Path) -> Manifest:
     try:
         return _manifest(stored, Path(folder))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no manifest of format {FORMAT} ({error!r}): {_again(folder)}") from error
+        raise ValueError(f"{path} is not a manifest of format {FORMAT} ({error!r}): {_again(folder)}") from error
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write manifest.json into `folder`."""
     stored = {"format": FORMAT, **asdict(manifest)}
     del stored["folder"]
     (folder / FILE).write_text(json.dumps(stored, indent=1) + "\n")
@@ -174,7 +170,9 @@ def _manifest(stored: dict[str, Any], folder: Path) -> Manifest:
         values[name] = tuple(values[name])
     if not all(isinstance(name, str) for name in values["classes"]) or not values["classes"]:
         raise ValueError("classes must be names")
-    _check_numbers(values["mean"], values["std"])
+    for name in ("mean", "std"):
+        if len(values[name]) != 3 or any(type(value) is not float for value in values[name]):
+            raise ValueError(f"{name} must be three numbers")
     values["parts"] = {name: _part(name, part) for name, part in values["parts"].items()}
     if set(values["parts"]) != {"train", "test"}:
         raise ValueError("parts must be train and test")
@@ -190,11 +188,6 @@ def _part(name: str, stored: dict[str, Any]) -> PartFile:
     if any(type(value) is not int or value < 0 for value in (part.samples, part.bytes)):
         raise ValueError(f"{name} counts {part.samples!r} samples in {part.bytes!r} bytes")
     return part
-
-
-def _check_numbers(*triples: Sequence[Any]) -> None:
-    if any(len(triple) != 3 or any(type(value) is not float for value in triple) for triple in triples):
-        raise ValueError("mean and std must be three numbers each")
 
 
 def _again(folder: str | Path) -> str:

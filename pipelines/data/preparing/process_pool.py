@@ -1,4 +1,4 @@
-"""One function over many items by a pool of processes; the results come in the order of the items."""
+"""Maps a function over items with a pool of processes; results come in the order of the items."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WINDOW = 4
-"""Items per process that are submitted and not yet returned, at most: this bounds the memory."""
+"""Maximal number of submitted and not yet returned items per process; bounds the memory."""
 
 
 class WorkerDied(RuntimeError):
-    """A process of the pool died. items: the numbers of the items that were being worked on."""
+    """A process of the pool died. items: indices of the items in progress."""
 
     def __init__(self, items: Sequence[int]) -> None:
         super().__init__("a worker process died")
@@ -40,16 +40,16 @@ def in_order(
     workers: int,
     preloaded: Sequence[str] = (),
 ) -> Generator[Result, None, None]:
-    """task(item) for each item, by `workers` processes; 0: in this process. The task is sent to each process once.
+    """task(item) for each item, with `workers` processes (0: in this one). The task is sent to each process once.
 
     preloaded: modules that are imported once for all processes. Closing the generator ends the processes at once.
-    WorkerDied: a process died. ValueError, OSError: raised by `task`; RuntimeError with the traceback: another error
-    of it. The error of the first item is raised, whichever process is the fastest.
+    WorkerDied: a process died. ValueError, OSError: raised by `task`; other errors of `task` become a RuntimeError with
+    the traceback. If several items fail, the error of the first one is raised.
     """
     if workers == 0:
         yield from map(task, items)
         return
-    # Not fork: the driver has threads. Not spawn: each process would import torch by itself.
+    # Not fork: the driver has threads. Not spawn: each process would import torch.
     context = get_context("forkserver")
     context.set_forkserver_preload(list(preloaded))
     parents_end, alive = context.Pipe(duplex=False)
@@ -76,8 +76,7 @@ def in_order(
         parents_end.close()
 
 
-_task: Callable[[Any], Any]
-"""What this process of a pool runs."""
+_task: Callable[[Any], Any]  # of this worker process
 
 
 def _start(task: Callable[[Any], Any], parents_end: Connection) -> None:
@@ -92,7 +91,7 @@ def _run(item: Any) -> Any:
 
 
 def _exit_with_parent(parents_end: Connection) -> None:
-    """End this process when the driver's end of the pipe is closed, also because the driver was killed."""
+    """End this process when the driver closes its end of the pipe or is killed."""
     closed = select.poll()
     closed.register(parents_end.fileno(), 0)  # a hang-up is always reported
     closed.poll()
@@ -101,10 +100,7 @@ def _exit_with_parent(parents_end: Connection) -> None:
 
 @contextmanager
 def _ignored_interrupt() -> Iterator[None]:
-    """Processes started in the block ignore Ctrl-C; this process receives it afterwards.
-
-    Without this, a process that is just starting would print its traceback.
-    """
+    """Processes started in the block ignore Ctrl-C, which would make them print a traceback; this one gets it later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""The data sets that `pipelines/prepare.py` knows: how each is read, and how its images are stored."""
+"""The data sets of `pipelines/prepare.py`: how each is read, and how its images are stored."""
 
 from __future__ import annotations
 
@@ -10,27 +10,19 @@ from typing import Any
 from pipelines.data.ffcv.fields import Storage
 from pipelines.data.source import Source
 
-
-@dataclass(frozen=True)
-class Preset:
-    """A known way to store images; those of the first two are the settings of ffcv-imagenet."""
-
-    max_side: int | None
-    jpeg_share: float
-    quality: int | None
-    what: str
-
-
-PRESETS = {
-    "ffcv_imagenet": Preset(500, 0.5, 90, "longest side 500 pixels, half of the images JPEG of quality 90"),
-    "ffcv_imagenet_small": Preset(400, 0.1, 90, "400 pixels, a tenth JPEG; ffcv-imagenet trains ResNet-18 on it"),
-    "raw": Preset(None, 0.0, None, "no JPEG: the fastest to read, and the largest"),
+PRESETS: dict[str, dict[str, Any]] = {
+    "ffcv_imagenet": {"max_side": 500, "jpeg_share": 0.5, "quality": 90},
+    "ffcv_imagenet_small": {"max_side": 400, "jpeg_share": 0.1, "quality": 90},
+    "raw": {"jpeg_share": 0.0, "quality": None},
 }
+"""Values of a Storage; the first two are the settings of ffcv-imagenet."""
+
+FFCV_IMAGENET = Storage(None, **PRESETS["ffcv_imagenet"])
 
 
 @dataclass(frozen=True)
 class Set:
-    """read: (folder, name in tables) -> Source. named: whether the user may give the name."""
+    """read: (folder, name in tables) -> Source. named: whether the user may give the name. what: for --help."""
 
     read: Callable[[Path, str], Source]
     storage: Storage
@@ -39,38 +31,26 @@ class Set:
 
 
 def _readers() -> Any:
-    from pipelines.data import readers  # with torchvision, whose import takes seconds
+    from pipelines.data import readers  # imports torchvision, which takes seconds
 
     return readers
 
 
-def _voc(*years: str) -> Callable[[Path, str], Source]:
-    return lambda root, name: _readers().voc.read(root, years, "detection")
-
-
-def _fixed(size: int) -> Storage:
-    return Storage(image_size=size, max_side=None)
-
-
-def _mixed(name: str) -> Storage:
-    preset = PRESETS[name]
-    return Storage(None, preset.max_side, preset.jpeg_share, preset.quality)
+def _voc(*years: str) -> Set:
+    what = f"{' and '.join(f'VOCdevkit/VOC{year}' for year in years)}, detection"
+    return Set(lambda root, name: _readers().voc.read(root, years, "detection"), FFCV_IMAGENET, what)
 
 
 SETS: dict[str, Set] = {
-    "cifar10": Set(
-        lambda root, name: _readers().cifar.read("cifar10", root), _fixed(32), "CIFAR-10's python archive or its folder"
-    ),
+    "cifar10": Set(lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder"),
     "cifar100": Set(
-        lambda root, name: _readers().cifar.read("cifar100", root), _fixed(32), "CIFAR-100's python archive or folder"
+        lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder"
     ),
-    "tiny_imagenet": Set(
-        lambda root, name: _readers().tiny_imagenet.read(root), _fixed(64), "Tiny-ImageNet's zip or its folder"
-    ),
+    "tiny_imagenet": Set(lambda root, name: _readers().tiny_imagenet.read(root), Storage(64, None), "zip or folder"),
     "imagenet": Set(
         lambda root, name: _readers().imagenet.read(root, name),
-        _mixed("ffcv_imagenet"),
-        "ImageNet's tars, or train/ and val/",
+        FFCV_IMAGENET,
+        "official tars, or train/ and val/",
         named=True,
     ),
     "cub": Set(
@@ -81,13 +61,13 @@ SETS: dict[str, Set] = {
     ),
     "images": Set(
         lambda root, name: _readers().images.read(root, name),
-        _fixed(64),
+        Storage(64, None),
         "any train/<class>/* and test/<class>/* or val/<class>/*",
         named=True,
     ),
-    "voc2007": Set(_voc("2007"), _mixed("ffcv_imagenet"), "VOCdevkit/VOC2007, detection"),
-    "voc2012": Set(_voc("2012"), _mixed("ffcv_imagenet"), "VOCdevkit/VOC2012, detection"),
-    "voc": Set(_voc("2007", "2012"), _mixed("ffcv_imagenet"), "both years of VOC, detection"),
+    "voc2007": _voc("2007"),
+    "voc2012": _voc("2012"),
+    "voc": _voc("2007", "2012"),
 }
 
 
@@ -100,38 +80,30 @@ def storage(
     quality: int | None = None,
     image_size: int | None = None,
 ) -> Storage:
-    """How the set `name` is stored where the user chose these options. ValueError: they do not go together."""
-    usual, others = SETS[name].storage, PRESETS[preset] if preset else None
-    is_fixed = usual.image_size is not None
-    if is_fixed and (max_side is not None or (others and others.max_side)):
+    """How the set `name` is stored with these options; None: not given. ValueError: options contradict each other."""
+    usual = SETS[name].storage
+    chosen = PRESETS[preset] if preset else {}
+    if usual.image_size is not None and (max_side is not None or "max_side" in chosen):
         raise ValueError(
             f"{name} is stored at one size, so a longest side does not apply: leave out --max-side and presets other "
             "than raw"
         )
     if image_size is not None and name != "images":
-        raise ValueError(f"--image-size is for images alone: {name} has a size of its own; leave it out")
-    if others:
-        side = others.max_side or usual.max_side
-        usual = replace(usual, max_side=side, jpeg_share=others.jpeg_share, quality=others.quality)
-    share = _share(write, jpeg_share, usual.jpeg_share)
+        raise ValueError(f"--image-size is only for images: {name} has a fixed size; leave it out")
+    usual = replace(usual, **chosen)
+    if jpeg_share is not None and write not in (None, "mix"):
+        raise ValueError(f"--jpeg-share is for --write mix: leave it out, or --write {write}")
+    if jpeg_share is not None:
+        share = jpeg_share
+    elif write == "mix":
+        share = usual.jpeg_share or 0.5
+    else:
+        share = usual.jpeg_share if write is None else float(write == "jpg")
     if not share and quality is not None:
-        raise ValueError(
-            "--quality is of JPEG, but nothing is stored as JPEG: leave it out, or give --write jpg or mix"
-        )
+        raise ValueError("--quality is for JPEG, but nothing is stored as JPEG: leave it out, or --write jpg or mix")
     return Storage(
         image_size=usual.image_size if image_size is None else image_size,
         max_side=usual.max_side if max_side is None else max_side,
         jpeg_share=share,
         quality=None if not share else usual.quality or 90 if quality is None else quality,
     )
-
-
-def _share(write: str | None, jpeg_share: float | None, usual: float) -> float:
-    """Of images that become JPEG."""
-    if jpeg_share is not None:
-        if write not in (None, "mix"):
-            raise ValueError(f"--jpeg-share is for --write mix: leave it out, or --write {write}")
-        return jpeg_share
-    if write == "mix":
-        return usual or 0.5
-    return usual if write is None else float(write == "jpg")

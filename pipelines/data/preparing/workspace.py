@@ -1,4 +1,4 @@
-"""A folder beside a result, in which the result is made before it appears whole."""
+"""A temporary folder beside a result, in which it is made before it is published."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @contextmanager
 def workspace(out: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
-    """A new, empty, hidden folder on the file system of `out`; it is gone at the end, whatever happens.
+    """A new hidden folder on the file system of `out`, removed at the end.
 
-    One process at a time has it: others wait, after `on_wait` was told why. What a killed process left there is removed
-    first. `out`: absolute, without links.
+    One process at a time has it; the others call `on_wait` with a message and wait. What a killed process left there is
+    removed first. `out`: absolute, without symbolic links.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is no folder: give --out another one")
+        raise ValueError(f"{out} is not a folder: use another --out")
     folder = _beside(out)
     with _held(folder.with_name(f"{folder.name}.lock"), on_wait):
         if folder.exists():
@@ -31,7 +31,7 @@ def workspace(out: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _beside(out: Path) -> Path:
-    """Beside `out`; or in it, where it is a mounted file system or its parent cannot be written."""
+    """Beside `out`; in it, if it is a mount point or its parent is read-only."""
     name = f".{out.name}-prepare"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,14 @@ def _beside(out: Path) -> Path:
 
 @contextmanager
 def _held(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """A lock on a file that is there only while somebody holds it; the kernel releases it when the process dies."""
+    """A lock on a file that exists only while the lock is held; the kernel releases it when the process dies."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                on_wait(f"waiting for another process, which holds {path}")
+                on_wait(f"waiting for another process that holds {path}")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_at(descriptor, path):
                 try:
@@ -62,7 +62,7 @@ def _held(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Not so where the one that held the lock before has removed the file."""
+    """False: the previous holder of the lock has removed the file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The data sets in their official form. This package's __init__ only exports."""
+"""Readers of the data sets in their official form. This package's __init__ only exports."""
 
 from pipelines.data.readers import cifar, cub, imagenet, images, tiny_imagenet, voc
 from pipelines.data.readers.find import source

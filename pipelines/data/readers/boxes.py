@@ -1,4 +1,4 @@
-"""The objects in an image, as Pascal VOC's XML files have them."""
+"""Reads the objects of an image from Pascal VOC's XML files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CLASSES: tuple[str, ...] = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-"""By label: 0 is the background, 1 to 20 are the official classes in alphabetic order."""
+"""By label: 0 is the background, 1 to 20 are the official classes in alphabetical order."""
 
 _LABELS = {name: label for label, name in enumerate(CLASSES) if label}
 
 
 def parse(data: bytes, name: str, width: int, height: int) -> Boxes:
-    """The objects of an XML file `name`, whose image has `width` x `height` pixels.
+    """The objects of the XML file `name`; its image has `width` x `height` pixels.
 
-    ValueError: it is no XML or has a document type, its size is another, or an object has an unknown class, lies
-    outside the image or has no area.
+    ValueError: not XML, a document type, another image size, or an object of an unknown class, outside the image or
+    without an area.
     """
     root = _root(data, name)
     stated = (_number(root, "size/width", name), _number(root, "size/height", name))
@@ -41,18 +41,20 @@ def parse(data: bytes, name: str, width: int, height: int) -> Boxes:
 def _root(data: bytes, name: str) -> ElementTree.Element:
     try:
         text = data.decode("utf-8-sig")
-        # Entities can make a small file huge or name other files; no annotation needs them.
+        # Entities can expand to a huge text or name other files; no annotation needs them.
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise ValueError(f"{name} has a document type or entities, which annotations have not: fetch it again")
+            raise ValueError(
+                f"{name} has a document type or entities, which official annotations do not have: download it again"
+            )
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no readable XML ({error}): fetch it again") from error
+        raise ValueError(f"{name} is not readable XML ({error}): download it again") from error
 
 
 def _object(element: ElementTree.Element, name: str, width: int, height: int) -> tuple[list[float], int, bool]:
     class_name = (element.findtext("name") or "").strip()
     if class_name not in _LABELS:
-        raise ValueError(f"{name} is of the unknown class {class_name!r}: VOC has {', '.join(_LABELS)}")
+        raise ValueError(f"{name} has the unknown class {class_name!r}: the classes are {', '.join(_LABELS)}")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{side}", name) for side in ("xmin", "ymin", "xmax", "ymax"))
     left, top = xmin - 1, ymin - 1
     if not (0 <= left < xmax <= width and 0 <= top < ymax <= height):

@@ -1,4 +1,4 @@
-"""What the readers of official forms share: counts against the whole, text files by lines, sizes and fingerprints."""
+"""Shared by the readers: official counts, lines of text files, file sizes and fingerprints."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from torch import Tensor
 
 from pipelines.data.source import Files, Part
 
-# What is in flight while files are looked at: stat and read release Python's lock, and file systems like a queue.
+# stat and read release the GIL, and network file systems answer several requests faster than one after the other.
 THREADS = 8
 _AT_ONCE = 256
-_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Whole:
-    """How much a data set is, officially.
-
-    classes, train, test: how many. train_each, test_each: images in every class; None: they differ.
-    """
+    """Official counts of a data set. train_each, test_each: images per class; None: classes differ."""
 
     classes: int
     train: int
@@ -33,7 +29,7 @@ class Whole:
     test_each: int | None = None
 
     def missing(self, num_classes: int, parts: Mapping[str, Part]) -> tuple[str, ...]:
-        """In what `parts` ("train" and "test") are not this, for readers; empty: in nothing."""
+        """How `parts` ("train" and "test") differ from these counts, as text; empty: they do not."""
         return (
             *unlike(num_classes, self.classes, "classes"),
             *unlike(len(parts["train"]), self.train, "training images"),
@@ -42,73 +38,76 @@ class Whole:
             *self._uneven(parts["test"].labels, self.test, self.test_each, "test images"),
         )
 
-    def _uneven(self, labels: Tensor, whole: int, each: int | None, what: str) -> tuple[str, ...]:
-        if each is None or len(labels) != whole:  # another total is said already
+    def _uneven(self, labels: Tensor, total: int, each: int | None, what: str) -> tuple[str, ...]:
+        if each is None or len(labels) != total:  # a wrong total is already reported
             return ()
         others = int((labels.bincount(minlength=self.classes) != each).sum())
-        return (f"{others} classes with another number than {each} {what}",) if others else ()
+        return (f"{others} classes do not have {each} {what}",) if others else ()
 
 
-def unlike(found: int, whole: int, what: str) -> tuple[str, ...]:
-    """() where a count is the official one, or else what to say of it, such as "100 of 200 classes"."""
-    if found == whole:
+def unlike(found: int, official: int, what: str) -> tuple[str, ...]:
+    """The difference from the official count as text, such as "100 of 200 classes"; (): there is none."""
+    if found == official:
         return ()
-    return (f"{found:,} of {whole:,} {what}",) if found < whole else (f"{found:,} {what} instead of {whole:,}",)
+    return (
+        (f"{found:,} of {official:,} {what}",) if found < official else (f"{found:,} {what} instead of {official:,}",)
+    )
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of `names`, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    """The first five of `names` and the number of the others."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def content(path: Path, remedy: str) -> bytes:
-    """What a file holds; FileNotFoundError: it is absent, and `remedy` says what to do."""
+    """The bytes of a file. FileNotFoundError: it is missing; `remedy` says what to do."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     return path.read_bytes()
 
 
 def rows(text: bytes, name: str, columns: int) -> list[tuple[int, list[str]]]:
-    """(number of the line from 1, its words) of each line that is not blank.
+    """(line number from 1, words) of each line that is not blank; `name`: of the file.
 
-    ValueError: the text is not UTF-8, or a line has fewer words than `columns`; `name` is that of the file.
+    ValueError: the text is not UTF-8, or a line has fewer words than `columns`.
     """
     try:
         lines = text.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not a text file ({error}): fetch it again") from error
+        raise ValueError(f"{name} is not a text file ({error}): download it again") from error
     found = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, words in found:
         if len(words) < columns:
-            raise ValueError(f"{name}, line {number}: {columns} columns are needed, not {len(words)}: fetch it again")
+            raise ValueError(
+                f"{name}, line {number}: {columns} columns are needed, not {len(words)}: download it again"
+            )
     return found
 
 
 def integer(word: str, name: str, number: int) -> int:
-    """`word` in line `number` of the file `name` as an integer, or a ValueError that says where it stands."""
+    """`word` in line `number` of the file `name` as an integer. ValueError: it is none."""
     try:
         return int(word)
     except ValueError as error:
-        raise ValueError(f"{name}, line {number}: {word!r} is not an integer: fetch the file again") from error
+        raise ValueError(f"{name}, line {number}: {word!r} is not an integer: download the file again") from error
 
 
 def sizes(paths: Sequence[Path]) -> list[int]:
-    """Bytes of each file; FileNotFoundError names those that are absent."""
+    """Bytes of each file. FileNotFoundError names the missing ones."""
 
     def look(start: int) -> list[int | None]:
         return [_size(path) for path in paths[start : start + _AT_ONCE]]
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(chain.from_iterable(pool.map(look, range(0, len(paths), _AT_ONCE))))
-    absent = [str(path) for path, size in zip(paths, found, strict=True) if size is None]
-    if absent:
-        raise FileNotFoundError(f"{len(absent)} of {len(paths)} files are missing: {some(absent)}: unpack them again")
+    missing = [str(path) for path, size in zip(paths, found, strict=True) if size is None]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} files are missing: {some(missing)}: unpack them again")
     return [size for size in found if size is not None]
 
 
 def fingerprint(names: Iterable[bytes], lengths: Iterable[int]) -> str:
-    """16 hexadecimal digits over names and sizes. Archives give the names that their folders would have."""
+    """16 hexadecimal digits over names and sizes. Archives use the names of the unpacked files."""
     digest = hashlib.sha256()
     for name, length in zip(names, lengths, strict=True):
         digest.update(name + b"\0%d\0" % length)
@@ -116,7 +115,7 @@ def fingerprint(names: Iterable[bytes], lengths: Iterable[int]) -> str:
 
 
 def fingerprint_of_files(*parts: Files) -> str:
-    """`fingerprint` of all files of `parts`, in order. FileNotFoundError names those that are absent."""
+    """`fingerprint` of all files of `parts`, in order. FileNotFoundError names the missing ones."""
     lengths = (sizes([part.path(row) for row in range(len(part))]) for part in parts)
     return fingerprint(chain.from_iterable(part.names.tolist() for part in parts), chain.from_iterable(lengths))
 

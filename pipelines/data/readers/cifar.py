@@ -23,9 +23,9 @@ from pipelines.data.source import RGB, Pixels, Source
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive of pickled batches: what it is called, where it comes from, and what its bytes must be.
+    """An official archive of pickled batches.
 
-    train, test: (file name, md5) of the members below `folder`; meta: the member that names the classes.
+    train, test: (file name, md5) of the members in `folder`; meta: the member that names the classes.
     """
 
     file: str
@@ -42,7 +42,7 @@ class Archive:
 
 
 def _archive(known: type[datasets.CIFAR10], **others: Any) -> Archive:
-    """torchvision knows names, address and sums of both archives."""
+    """With torchvision's names, address and md5 sums."""
     return Archive(
         file=known.filename,
         url=known.url,
@@ -75,7 +75,7 @@ ARCHIVES: dict[str, Archive] = {
 
 @dataclass(frozen=True)
 class _Found:
-    """members: name -> bytes. folder: where they lie, for messages. altered: what differs from the official sums."""
+    """members: name -> bytes. folder: where they are, for messages. altered: files without the official md5."""
 
     members: dict[str, bytes]
     folder: str
@@ -83,10 +83,10 @@ class _Found:
 
 
 def read(name: str, root: str | Path) -> Source:
-    """The set "cifar10" or "cifar100" from the archive in `root`, or else from the folder unpacked from it.
+    """ "cifar10" or "cifar100" from the archive in `root`, otherwise from the unpacked folder.
 
-    With the official md5 it is the whole; otherwise `Source.missing` says what differs.
-    FileNotFoundError: neither is there, or a batch is absent. ValueError: a file is damaged or not of this form.
+    With the official md5 it is complete; otherwise `Source.missing` says what differs.
+    FileNotFoundError: a file is missing. ValueError: a file is damaged or in another format.
     """
     archive, root = ARCHIVES[name], Path(root)
     found = _in_archive(archive, root) if (root / archive.file).exists() else _in_folder(archive, root)
@@ -104,7 +104,6 @@ def read(name: str, root: str | Path) -> Source:
 
 
 def _in_archive(archive: Archive, root: Path) -> _Found:
-    """Read in place: nothing is unpacked, so nothing half unpacked is ever left behind."""
     path = root / archive.file
     altered = _altered(path, archive.md5, archive)
     prefix, members = f"{archive.folder}/", {}
@@ -119,9 +118,9 @@ def _in_archive(archive: Archive, root: Path) -> _Found:
                     members[name] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError("; ".join([f"{path} cannot be read ({error})", *altered])) from error
-    absent = sorted(wanted - members.keys() - {archive.meta["filename"]})
-    if absent:
-        raise ValueError("; ".join([f"{path} has no {', '.join(prefix + name for name in absent)}", *altered]))
+    missing = sorted(wanted - members.keys() - {archive.meta["filename"]})
+    if missing:
+        raise ValueError("; ".join([f"{path} has no {', '.join(prefix + name for name in missing)}", *altered]))
     return _Found(members, f"{path}:{archive.folder}", altered)
 
 
@@ -150,20 +149,20 @@ def _altered(path: Path, md5: str, archive: Archive) -> tuple[str, ...]:
     if found == md5:
         return ()
     return (
-        f"{path} has md5 {found}, but the official file has {md5}: it is incomplete or altered; for the whole, remove "
-        f"it and download {archive.url} again",
+        f"{path} has md5 {found}, but the official file has {md5}: it is incomplete or altered; remove it and "
+        f"download {archive.url} again",
     )
 
 
 def _check_meta(archive: Archive, found: _Found) -> None:
-    """The labels' meaning, where the member that gives it is there."""
+    """The official class names, where the member that lists them is present."""
     name, key = archive.meta["filename"], archive.meta["key"]
     if name not in found.members:
         return
     where = f"{found.folder}/{name}"
     entry = pickles.load(found.members[name], where)
     if not isinstance(entry, dict) or entry.get(key) != list(archive.classes):
-        raise ValueError(f"{where} does not name the official classes in their order under {key!r}")
+        raise ValueError(f"{where} does not list the official classes in their order under {key!r}")
 
 
 def _part(archive: Archive, found: _Found, part: str) -> Pixels:
@@ -174,15 +173,15 @@ def _part(archive: Archive, found: _Found, part: str) -> Pixels:
 
 
 def _batch(archive: Archive, content: bytes, where: str) -> tuple[np.ndarray, Tensor]:
-    """(N, 32, 32, 3) uint8 and (N,) int64 of one pickle. ValueError: it is not of the official form."""
+    """(N, 32, 32, 3) uint8 and (N,) int64 of one pickle. ValueError: it is in another format."""
     entry = pickles.load(content, where)
     if not isinstance(entry, dict) or not {"data", archive.labels_key} <= entry.keys():
-        raise ValueError(f"{where} must hold a dict with 'data' and {archive.labels_key!r}: it is no official batch")
+        raise ValueError(f"{where} must hold a dict with 'data' and {archive.labels_key!r}")
     data, labels = entry["data"], entry[archive.labels_key]
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not len(data):
-        raise ValueError(f"{where} must hold N x 3072 bytes under 'data', one image of 32 x 32 x 3 in a row")
+        raise ValueError(f"{where} must hold N x 3072 bytes under 'data', one image per row")
     if not isinstance(labels, list) or len(labels) != len(data):
-        raise ValueError(f"{where} must hold a list of {len(data)} labels, one for each image")
+        raise ValueError(f"{where} must hold a list of {len(data)} labels, one per image")
     num_classes = len(archive.classes)
     wrong = [label for label in labels if type(label) is not int or not 0 <= label < num_classes]
     if wrong:

@@ -1,4 +1,4 @@
-"""The classes of CIFAR-10 and CIFAR-100 (fine), in the order of their labels, as the archives' meta files have them."""
+"""The classes of CIFAR-10 and CIFAR-100 (fine), in the order of their labels, as in the archives' meta files."""
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,14 @@ _UNPACK = f"unpack {ARCHIVE} ({URL}) again"
 
 
 def read(root: str | Path, name: str = "cub200") -> Source:
-    """CUB_200_2011/ in `root`, or `root` itself. Under another name it is another set in this layout, without official
-    counts. Labels are the official class numbers less one.
+    """CUB_200_2011/ in `root`, or `root` itself. Another `name`: another set in this layout, without official counts.
 
-    Where classes.txt names a part of the classes, these are numbered from 0 in the order of their official numbers.
-    Images have the order of images.txt.
-
-    FileNotFoundError, ValueError: files are absent or do not fit each other; the message names them.
+    Classes are numbered from 0 in the order of their official numbers. Images have the order of images.txt.
+    FileNotFoundError, ValueError: files are missing or inconsistent.
     """
     folder = _find(Path(root))
-    names, labels, split = (_table(folder / f"{n}.txt") for n in ("images", "image_class_labels", "train_test_split"))
-    classes = _table(folder / "classes.txt")
+    tables = ("images", "image_class_labels", "train_test_split", "classes")
+    names, labels, split, classes = (_table(folder / f"{table}.txt") for table in tables)
     for file, table in (("image_class_labels.txt", labels), ("train_test_split.txt", split)):
         _check_same(folder, names, file, table)
     class_ids = sorted(classes)
@@ -46,23 +43,22 @@ def read(root: str | Path, name: str = "cub200") -> Source:
         parts[part] = Files(folder, files, torch.tensor([label_of[image] for image in ids]))
     empty = [classes[i][1] for i in class_ids if not (parts["train"].labels == number[i]).any()]
     if empty:
-        raise ValueError(f"{folder / 'classes.txt'} names classes without a training image: {checks.some(empty)}")
-    # Label and part stand in files of their own here, so the names alone would not tell them.
-    identity = checks.fingerprint(
-        (b"%s/%d/%s" % (part.encode(), label, name) for part, files in parts.items() for label, name in _rows(files)),
-        checks.sizes([files.path(row) for files in parts.values() for row in range(len(files))]),
-    )
+        raise ValueError(f"{folder / 'classes.txt'} lists classes without a training image: {checks.some(empty)}")
+    # Label and part are included: unlike in other sets, the file names do not contain them.
+    labelled = [
+        b"%s/%d/%s" % (part.encode(), label, image)
+        for part, files in parts.items()
+        for label, image in zip(files.labels.tolist(), files.names.tolist(), strict=True)
+    ]
+    paths = [files.path(row) for files in parts.values() for row in range(len(files))]
+    identity = checks.fingerprint(labelled, checks.sizes(paths))
     class_names = tuple(classes[class_id][1] for class_id in class_ids)
     missing = WHOLE.missing(len(class_names), parts) if name == "cub200" else ()
     return Source(name, class_names, parts, IMAGENET_MEAN, IMAGENET_STD, identity, missing)
 
 
 Table = Mapping[int, tuple[int, str]]
-"""id -> (number of its line, the second word there)"""
-
-
-def _rows(files: Files) -> Iterable[tuple[int, bytes]]:
-    return zip(files.labels.tolist(), files.names.tolist(), strict=True)
+"""id -> (line number, second word of the line)"""
 
 
 def _find(root: Path) -> Path:
@@ -71,7 +67,7 @@ def _find(root: Path) -> Path:
             return folder
     if (root / ARCHIVE).is_file():
         raise FileNotFoundError(
-            f"{root} holds {ARCHIVE} alone, which is compressed and cannot be read in place: unpack it by "
+            f"{root} holds only {ARCHIVE}, which is compressed and cannot be read in place: unpack it with "
             f"`tar -xzf {root / ARCHIVE} -C {root}`"
         )
     raise FileNotFoundError(
@@ -85,7 +81,7 @@ def _table(path: Path) -> Table:
     for number, (key, value, *_) in checks.rows(checks.content(path, _UNPACK), str(path), columns=2):
         row = checks.integer(key, str(path), number)
         if row in found:
-            raise ValueError(f"{path}, line {number}: the id {row} is there twice: {_UNPACK}")
+            raise ValueError(f"{path}, line {number}: the id {row} occurs twice: {_UNPACK}")
         found[row] = (number, value)
     if not found:
         raise ValueError(f"{path} is empty: {_UNPACK}")
@@ -96,24 +92,27 @@ def _check_same(folder: Path, names: Table, file: str, table: Table) -> None:
     for more, less, has, lacks in ((names, table, "images.txt", file), (table, names, file, "images.txt")):
         ids = [str(i) for i in sorted(more.keys() - less.keys())]
         if ids:
-            raise ValueError(f"{folder / has} has ids that {folder / lacks} has not: {checks.some(ids)}: {_UNPACK}")
+            raise ValueError(
+                f"{folder / has} has ids that are missing from {folder / lacks}: {checks.some(ids)}: {_UNPACK}"
+            )
 
 
 def _labels(folder: Path, labels: Table, number: Mapping[int, int]) -> dict[int, int]:
+    """image -> label."""
     found, path = {}, folder / "image_class_labels.txt"
     for image, (line, word) in labels.items():
         class_id = checks.integer(word, str(path), line)
         if class_id not in number:
             raise ValueError(
-                f"{path}, line {line}: {class_id} is no class of classes.txt, which has {len(number)} from "
-                f"{min(number)} to {max(number)}: {_UNPACK}"
+                f"{path}, line {line}: the class {class_id} is not in classes.txt, which has {len(number)} "
+                f"classes from {min(number)} to {max(number)}: {_UNPACK}"
             )
         found[image] = number[class_id]
     return found
 
 
 def _flags(folder: Path, split: Table) -> dict[int, bool]:
-    """image -> whether it is for training."""
+    """image -> whether it is a training image."""
     path = folder / "train_test_split.txt"
     for line, word in split.values():
         if word not in ("0", "1"):

@@ -1,4 +1,4 @@
-"""From an experiment's data config to the official files that it means."""
+"""Reads the official files that an experiment's data config names."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from pipelines.data.source import Source
 
 
 def source(config: CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB) -> Source:
-    """The data set of `config`, whole unless the config says that a part of it is meant.
+    """The data set of `config`.
 
-    FileNotFoundError, ValueError: files are absent or wrong, or a part would stand for the whole; the message names
-    them.
+    FileNotFoundError, ValueError: files are missing or damaged, or the set is incomplete and not declared as a subset.
     """
-    found = _read(config)
+    match config:
+        case CIFAR10() | CIFAR100():
+            found = cifar.read("cifar10" if isinstance(config, CIFAR10) else "cifar100", config.root)
+        case TinyImageNet():
+            found = tiny_imagenet.read(config.root)
+        case Images():
+            found = images.read(config.root, config.name)
+        case ImageNet():
+            found = imagenet.read(config.root, config.name)
+        case CUB():
+            found = cub.read(config.root, config.name)
     found.check_complete(subset=not isinstance(config, Images) and config.subset)
     return found
-
-
-def _read(config: CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB) -> Source:
-    match config:
-        case CIFAR10():
-            return cifar.read("cifar10", config.root)
-        case CIFAR100():
-            return cifar.read("cifar100", config.root)
-        case TinyImageNet():
-            return tiny_imagenet.read(config.root)
-        case Images():
-            return images.read(config.root, config.name)
-        case ImageNet():
-            return imagenet.read(config.root, config.name)
-        case CUB():
-            return cub.read(config.root, config.name)

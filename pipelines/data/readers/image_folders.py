@@ -1,10 +1,8 @@
-"""Folders of images, <part>/<class>/*: what is in them; and the middle of an image."""
+"""Folders of images, <part>/<class>/*, and the centre crop of an image."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,15 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import functional as F
 
+from pipelines.data.readers import checks
 from pipelines.data.source import Files
-
-# What is in flight while files are read: stat releases Python's lock, and file systems like a queue.
-_THREADS = 8
 
 
 def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], Files, Files]:
     """Class names, training part and test part of `root`; the test part is the first of `test_names` that exists.
 
-    FileNotFoundError: `root`, train/ or the test part is absent, or a class folder holds no image.
-    ValueError: the test part has classes that train/ has not.
+    FileNotFoundError: `root`, train/ or the test part is missing, or a class folder holds no image.
+    ValueError: the test part has classes that are missing from train/.
     """
     root = Path(root)
     wanted = " or ".join(f"{name}/<class>/*" for name in test_names)
@@ -35,27 +31,16 @@ def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], File
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
         raise ValueError(
-            f"{root / test_name} has {len(unknown)} classes that {root / 'train'} has not ({', '.join(unknown[:5])}): "
-            "both must name their class folders alike"
+            f"{root / test_name} has {len(unknown)} classes that are missing from {root / 'train'} "
+            f"({checks.some(unknown)}): use the same names of class folders in both"
         )
     to_train = torch.tensor([train.class_to_idx[name] for name in test.classes])
     test_labels = to_train[torch.tensor(test.targets)]
     return train.classes, _files(root, train, torch.tensor(train.targets)), _files(root, test, test_labels)
 
 
-def fingerprint(*parts: Files) -> str:
-    """16 hexadecimal digits over names and sizes of all files."""
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for part in parts:
-            sizes = pool.map(lambda row, part=part: part.path(row).stat().st_size, range(len(part)))
-            for name, size in zip(part.names.tolist(), sizes, strict=True):
-                digest.update(name + b"\0%d\0" % size)
-    return digest.hexdigest()[:16]
-
-
 def centre(image: Image.Image, resize: int, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the middle of `image` after its short side was resized to `resize`."""
+    """(size, size, 3) uint8: the centre of `image` after its short side was resized to `resize`."""
     resized = F.resize(image, [resize])  # pyright: ignore[reportArgumentType] (its hint says Tensor; it takes both)
     return np.asarray(F.center_crop(resized, [size]))
 
@@ -65,7 +50,7 @@ def _part(root: Path, name: str) -> datasets.ImageFolder:
     used = set(part.targets)
     empty = [str(root / name / part.classes[i]) for i in range(len(part.classes)) if i not in used]
     if empty:
-        raise FileNotFoundError(f"no image in {', '.join(empty[:5])}: put images there or remove the folder")
+        raise FileNotFoundError(f"no image in {checks.some(empty)}: put images there or remove the folder")
     return part
 
 

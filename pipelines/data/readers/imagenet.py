@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC-2012) from its official tars, read in place, or the usual folders made of them."""
+"""ImageNet (ILSVRC-2012) from its official tars, read in place, or from the usual folders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD, Files, Source
 
 WHOLE = Whole(classes=1000, train=1_281_167, test=50_000, test_each=50)
 CLASSES_SHA256 = "385e0240499426c0"
-"""Of the 1000 sorted wnids, one in a line."""
+"""Of the 1,000 sorted wnids, one per line."""
 
 
 def read(root: str | Path, name: str = "imagenet") -> Source:
-    """train/<wnid>/* and val/<wnid>/* in `root`, or else its two official tars with the devkit. val is "test".
+    """train/<wnid>/* and val/<wnid>/* in `root`, otherwise the two official tars with the devkit. val is "test".
 
-    Classes are numbered by sorted wnid, as is usual, and not by the devkit's ILSVRC2012_ID. The same images get the
-    same order and fingerprint in both forms. Another `name` than "imagenet" is another set in ImageNet's layout, to
-    which no official counts apply.
+    Classes are numbered by sorted wnid, as usual, not by the devkit's ILSVRC2012_ID. Order and fingerprint are the
+    same in both forms. Another `name`: another set in this layout, without official counts.
 
-    FileNotFoundError, ValueError: files are absent or damaged; the message names them.
+    FileNotFoundError, ValueError: files are missing or damaged.
     """
     root = Path(root)
     if not (root / "train").is_dir() and imagenet_tars.are_in(root):
@@ -46,13 +45,13 @@ def _folders(root: Path) -> tuple[list[str], Files, Files]:
     if not any(path.is_dir() for path in val.iterdir()):
         raise FileNotFoundError(
             f"{val} has no class folders: sort its images into val/<wnid>/ by the devkit, or keep the official tars, "
-            "which are read as they are"
+            "which are read directly"
         )
     return image_folders.scan(root, ("val",))
 
 
 def _other_classes(classes: list[str]) -> tuple[str, ...]:
-    if len(classes) != WHOLE.classes:  # said already
+    if len(classes) != WHOLE.classes:  # already reported
         return ()
     found = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
     return () if found == CLASSES_SHA256 else ("its classes are not the official 1,000",)

@@ -1,4 +1,4 @@
-"""ImageNet's official archives, read in place: a tar of a tar for each class, a tar of images, and their labels."""
+"""ImageNet's official archives, read in place: a tar with one tar per class, a tar of images, and the labels."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PAGE = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
 _WHAT = {
     TRAIN: "the training images (Task 1 & 2)",
     VAL: "the validation images (all tasks)",
-    DEVKIT: "the development kit (Task 1 & 2), which alone says what the validation images show",
+    DEVKIT: "the development kit (Task 1 & 2), which has the labels of the validation images",
 }
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 
 Sample = tuple[str, str, Member]
-"""wnid, file name, and where it lies. Sorted, these are in the order that folders give."""
+"""(wnid, file name, member of the tar). Sorted, they have the order of the unpacked folders."""
 
 
 def are_in(root: Path) -> bool:
@@ -40,7 +40,7 @@ def are_in(root: Path) -> bool:
 def read(root: Path) -> tuple[list[str], TarMembers, TarMembers, str]:
     """Sorted wnids, training part, validation part and fingerprint.
 
-    FileNotFoundError: one of the three files is absent. ValueError: one is damaged, or they do not fit each other.
+    FileNotFoundError: one of the three files is missing. ValueError: they are damaged or inconsistent.
     """
     for name in FILES:
         if not (root / name).is_file():
@@ -50,11 +50,13 @@ def read(root: Path) -> tuple[list[str], TarMembers, TarMembers, str]:
     classes = sorted({wnid for wnid, _, _ in train})
     unknown = sorted(set(classes) - set(wnid_of.values()))
     if unknown:
-        raise ValueError(f"{root / TRAIN} has classes that {root / DEVKIT} does not know: {checks.some(unknown)}")
+        raise ValueError(f"{root / TRAIN} has classes that are missing from {root / DEVKIT}: {checks.some(unknown)}")
     val = _val(root / VAL, root / DEVKIT, wnid_of, truth)
     unknown = sorted({wnid for wnid, _, _ in val} - set(classes))
     if unknown:
-        raise ValueError(f"{root / VAL} has images of classes that {root / TRAIN} has not: {checks.some(unknown)}")
+        raise ValueError(
+            f"{root / VAL} has images of classes that are missing from {root / TRAIN}: {checks.some(unknown)}"
+        )
     names = [
         os.fsencode(f"{part}/{w}/{file}") for part, found in (("train", train), ("val", val)) for w, file, _ in found
     ]
@@ -68,36 +70,36 @@ def _train(path: Path) -> list[Sample]:
         for archive in members(file, str(path)):
             wnid, suffix = os.path.splitext(PurePosixPath(archive.name).name)
             if suffix != ".tar":
-                raise ValueError(f"{path} holds {archive.name}, where official members are <wnid>.tar: fetch it again")
+                raise ValueError(f"{path} holds {archive.name}, but official members are <wnid>.tar: download it again")
             if wnid in found:
-                raise ValueError(f"{path} holds {archive.name} twice: fetch it again")
+                raise ValueError(f"{path} holds {archive.name} twice: download it again")
             inside = members(file, f"{path}:{archive.name}", archive.start, archive.start + archive.size)
             named = [Member(f"{archive.name}/{member.name}", member.start, member.size) for member in inside]
             found[wnid] = [(wnid, PurePosixPath(member.name).name, member) for member in named if _is_image(member)]
             if not found[wnid]:
-                raise ValueError(f"no image in {path}:{archive.name}: fetch {path} again")
+                raise ValueError(f"no image in {path}:{archive.name}: download {path} again")
     if not found:
-        raise ValueError(f"{path} is empty: fetch it again")
+        raise ValueError(f"{path} is empty: download it again")
     return sorted(sample for samples in found.values() for sample in samples)
 
 
 def _val(path: Path, devkit: Path, wnid_of: dict[int, str], truth: Sequence[tuple[int, int]]) -> list[Sample]:
-    """The k-th image by name is what the k-th line of the ground truth says."""
+    """Line k of the ground truth is the class of the k-th image by name."""
     with path.open("rb") as file:
         images = [(PurePosixPath(member.name).name, member) for member in members(file, str(path)) if _is_image(member)]
     if len(images) != len(truth):
         raise ValueError(
-            f"{path} holds {len(images)} images, but {devkit}:{_TRUTH} has {len(truth)} lines: one of them is not "
-            "whole, fetch both again"
+            f"{path} holds {len(images)} images, but {devkit}:{_TRUTH} has {len(truth)} lines: one of them is "
+            "incomplete, download both again"
         )
     if not images:
-        raise ValueError(f"no image in {path}: fetch it again")
+        raise ValueError(f"no image in {path}: download it again")
     found = []
     for (number, synset), (name, member) in zip(truth, sorted(images), strict=True):
         if synset not in wnid_of:
             raise ValueError(
-                f"{devkit}:{_TRUTH}, line {number}: {synset} is no ILSVRC2012_ID of a class in {_META} "
-                f"({min(wnid_of)} to {max(wnid_of)}): fetch it again"
+                f"{devkit}:{_TRUTH}, line {number}: {synset} is not the ILSVRC2012_ID of a class in {_META} "
+                f"({min(wnid_of)} to {max(wnid_of)}): download it again"
             )
         found.append((wnid_of[synset], name, member))
     return sorted(found)
@@ -114,10 +116,10 @@ def _devkit(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
                 if wanted and file:
                     found[wanted] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): fetch it again from {_PAGE}") from error
+        raise ValueError(f"{path} cannot be read ({error}): download it again from {_PAGE}") from error
     for name in (_META, _TRUTH):
         if name not in found:
-            raise ValueError(f"{path} has no {name}: fetch it again from {_PAGE}")
+            raise ValueError(f"{path} has no {name}: download it again from {_PAGE}")
     where = f"{path}:{_TRUTH}"
     lines = checks.rows(found[_TRUTH], where, columns=1)
     return _synsets(found[_META], f"{path}:{_META}"), [
@@ -126,18 +128,16 @@ def _devkit(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
 
 
 def _synsets(data: bytes, name: str) -> dict[int, str]:
-    """ILSVRC2012_ID -> wnid of the leaves: the classes, and not what they are kinds of."""
+    """ILSVRC2012_ID -> wnid of the leaves, which are the classes."""
     from scipy.io import loadmat
 
     try:
         synsets: Any = loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]
         found = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets) if int(s["num_children"]) == 0}
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(
-            f"{name} is not the official table of synsets ({error}): fetch it again from {_PAGE}"
-        ) from error
+        raise ValueError(f"{name} is not the official table of synsets ({error}): get it from {_PAGE}") from error
     if not found:
-        raise ValueError(f"{name} names no class: fetch it again from {_PAGE}")
+        raise ValueError(f"{name} lists no class: download it again from {_PAGE}")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Pickles of CIFAR's form, read without running anything that they name.
+"""A restricted unpickler for CIFAR's batches: no function named in a pickle is called.
 
-A pickle can ask for any function of any module. Those of CIFAR ask for numpy's arrays of bytes alone, and even these
-are built here from checked values, as numpy's own functions trust what a pickle tells them of types and memory.
+A pickle can call any function of any module. CIFAR's pickles only need numpy arrays of bytes. Even these are built here
+from checked values, because numpy's own functions trust the types and sizes in a pickle.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ import numpy as np
 def load(data: bytes, name: str) -> Any:
     """The dicts, lists, tuples, str, bytes, numbers and arrays of uint8 in a pickle; str of Python 2 as latin-1.
 
-    ValueError: it is damaged, or asks for anything else; `name` is that of the file.
+    name: of the file. ValueError: it is damaged, or contains anything else.
     """
     unpickler = _Unpickler(io.BytesIO(data), encoding="latin1")
     try:
-        return _plain(unpickler.load())
+        value = unpickler.load()
+        if isinstance(value, dict):
+            return {key: entry.value if isinstance(entry, _Array) else entry for key, entry in value.items()}
+        return value
     except Exception as error:  # a damaged pickle can raise anything
         if unpickler.refused:
             raise ValueError(
-                f"{name} asks for {unpickler.refused}, which no official pickle does: it was not loaded; remove it"
+                f"{name} refers to {unpickler.refused}, which no official pickle does: it was not loaded; remove it"
             ) from error
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{name} is no pickle of the official form ({reason}): fetch it again") from error
+        raise ValueError(f"{name} is not a pickle of the official form ({reason}): download it again") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -43,18 +46,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Bytes:
-    """Stands for numpy's dtype of bytes, the only one of official pickles."""
+    """Replaces numpy.dtype; official pickles only use uint8."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in ("u1", "|u1"):
-            raise ValueError(f"an array of {code!r}, where official pickles hold bytes")
+            raise ValueError(f"an array of {code!r}, but official pickles hold bytes")
 
     def __setstate__(self, state: object) -> None:
-        """What a pickle says of the order of bytes in a byte is nothing."""
+        """Ignored: uint8 has no byte order."""
 
 
 class _Array:
-    """Stands for numpy's array; `value` is it, (...) uint8."""
+    """Replaces numpy.ndarray instances; value: the array, uint8."""
 
     value: np.ndarray
 
@@ -67,12 +70,12 @@ class _Array:
 
 
 class _ArrayType:
-    """Stands for the name numpy.ndarray."""
+    """Replaces the class numpy.ndarray."""
 
 
 def _reconstruct(kind: object, *_: object) -> _Array:
     if kind is not _ArrayType:
-        raise ValueError("an array that is not numpy's own")
+        raise ValueError("an array of another class than numpy.ndarray")
     return _Array()
 
 
@@ -82,23 +85,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    """How Python 3 writes b"" for Python 2."""
-    return b""
-
-
 _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _ArrayType,
     ("numpy", "dtype"): _Bytes,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
+    ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes b"" for Python 2
 }
-
-
-def _plain(value: Any) -> Any:
-    """Arrays in the place of what stands for them, in a dict's values."""
-    if isinstance(value, dict):
-        return {key: entry.value if isinstance(entry, _Array) else entry for key, entry in value.items()}
-    return value

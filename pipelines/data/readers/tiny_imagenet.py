@@ -1,4 +1,4 @@
-"""Tiny-ImageNet (200 classes, 64 pixels) from its official zip, read in place, or the folder unpacked from it."""
+"""Tiny-ImageNet (200 classes, 64 pixels) from its official zip, read in place, or from the unpacked folder."""
 
 from __future__ import annotations
 
@@ -25,38 +25,49 @@ MEAN: RGB = (0.480, 0.448, 0.397)
 STD: RGB = (0.276, 0.269, 0.282)
 
 _ANNOTATIONS = "val/val_annotations.txt"
-# Of a zip's members: a bit of their flags, and the forms of storage that parts read.
+# Of a zip's members: a flag bit, and the compression types that ZipMembers reads.
 _ENCRYPTED, _READABLE = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+Sample = tuple[str, str, str]
+"""wnid, file name, path below the data set's folder. Sorted, they have the order of the rearranged folder."""
 
 
 def read(root: str | Path) -> Source:
     """tiny-imagenet-200.zip or tiny-imagenet-200/ in `root`, or the latter's content in `root` itself.
 
-    The official layout, with labels of the validation images in val/val_annotations.txt, or the usual rearranged one,
-    val/<wnid>/*.JPEG. Classes are numbered as torchvision's ImageFolder does, by sorted wnid, and not as wnids.txt
-    lists them. The official validation part is "test"; the official test part has no labels and is left alone. The
-    same images get the same order and fingerprint in each of these forms.
+    The official layout with val/val_annotations.txt, or the usual rearranged one, val/<wnid>/*.JPEG. Order and
+    fingerprint are the same in each form. Classes are numbered by sorted wnid, as torchvision's ImageFolder does. The
+    official validation part is "test"; the official test part has no labels and is not used.
 
-    FileNotFoundError, ValueError: nothing of this kind is there, or it is damaged; the message names what.
+    FileNotFoundError, ValueError: files are missing or damaged.
     """
     tree = _find(Path(root))
     train = _by_class(tree, "train")
-    classes = sorted(train.classes)
-    test = _annotated(tree, set(classes)) if _is_official(tree) else _by_class(tree, "val")
-    unknown = sorted(test.classes - train.classes)
+    classes = sorted({wnid for wnid, _, _ in train})
+    is_official = any(name.startswith("val/images/") and _is_image(name) for name in tree.names)
+    test = _annotated(tree, classes) if is_official else _by_class(tree, "val")
+    unknown = sorted({wnid for wnid, _, _ in test} - set(classes))
     if unknown:
-        raise ValueError(f"{tree.where('val/')} has classes that train/ has not: {checks.some(unknown)}")
-    _check_wnids(tree, train.classes)
+        raise ValueError(f"{tree.where('val/')} has classes that are missing from train/: {checks.some(unknown)}")
+    _check_wnids(tree, classes)
     number = {wnid: label for label, wnid in enumerate(classes)}
-    parts = {name: tree.part(found.names, found.labels(number)) for name, found in (("train", train), ("test", test))}
-    canonical = [*train.canonical("train"), *test.canonical("val")]
-    identity = checks.fingerprint(canonical, tree.sizes([*train.names, *test.names]))
+    parts = {
+        part: tree.part([name for _, _, name in found], torch.tensor([number[wnid] for wnid, _, _ in found]))
+        for part, found in (("train", train), ("test", test))
+    }
+    as_rearranged = [
+        os.fsencode(f"{folder}/{wnid}/{file}")
+        for folder, found in (("train", train), ("val", test))
+        for wnid, file, _ in found
+    ]
+    identity = checks.fingerprint(as_rearranged, tree.sizes([name for _, _, name in (*train, *test)]))
     return Source("tiny-imagenet", tuple(classes), parts, MEAN, STD, identity, WHOLE.missing(len(classes), parts))
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """names: of all files of train/ and val/, and of their folders, which end in a slash."""
+    """names: of all files in train/ and val/, and of their folders, with a slash at the end."""
 
     root: Path
     names: Sequence[str]
@@ -65,7 +76,7 @@ class _Folder:
         return str(self.root / name)
 
     def text(self, name: str) -> bytes | None:
-        """None: it is not there."""
+        """None: it is missing."""
         return (self.root / name).read_bytes() if (self.root / name).is_file() else None
 
     def sizes(self, names: Sequence[str]) -> list[int]:
@@ -77,7 +88,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Zip:
-    """names: of all members below `prefix`; as those of a folder."""
+    """names: of all members below `prefix`, in the form of _Folder."""
 
     path: Path
     prefix: str
@@ -104,7 +115,9 @@ class _Zip:
             found = [archive.getinfo(self.prefix + name) for name in names]
         for member in found:
             if member.flag_bits & _ENCRYPTED or member.compress_type not in _READABLE:
-                raise ValueError(f"{self.path}:{member.filename} is encrypted or compressed otherwise than by deflate")
+                raise ValueError(
+                    f"{self.path}:{member.filename} is encrypted or not compressed by deflate: download {URL} again"
+                )
         return ZipMembers(
             self.path,
             np.array([os.fsencode(member.filename) for member in found]),
@@ -116,32 +129,7 @@ class _Zip:
         )
 
 
-_Tree = _Folder | _Zip
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Images of one part in their order, by wnid and file name. samples: (wnid, file name, name in the tree)."""
-
-    samples: Sequence[tuple[str, str, str]]
-
-    @property
-    def classes(self) -> set[str]:
-        return {wnid for wnid, _, _ in self.samples}
-
-    @property
-    def names(self) -> list[str]:
-        return [name for _, _, name in self.samples]
-
-    def labels(self, number: dict[str, int]) -> Tensor:
-        return torch.tensor([number[wnid] for wnid, _, _ in self.samples], dtype=torch.int64)
-
-    def canonical(self, part: str) -> list[bytes]:
-        """Names as the rearranged folder has them."""
-        return [os.fsencode(f"{part}/{wnid}/{file}") for wnid, file, _ in self.samples]
-
-
-def _find(root: Path) -> _Tree:
+def _find(root: Path) -> _Folder | _Zip:
     if (root / ARCHIVE).is_file():
         return _zip(root / ARCHIVE)
     for folder in (root / FOLDER, root):
@@ -166,7 +154,9 @@ def _zip(path: Path) -> _Zip:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no readable zip archive ({error}): remove it and download {URL} again") from error
+        raise ValueError(
+            f"{path} is not a readable zip archive ({error}): remove it and download {URL} again"
+        ) from error
     prefix = f"{FOLDER}/" if any(name.startswith(f"{FOLDER}/") for name in names) else ""
     tree = _Zip(path, prefix, [name.removeprefix(prefix) for name in names])
     for part in ("train/", "val/"):
@@ -175,12 +165,13 @@ def _zip(path: Path) -> _Zip:
     return tree
 
 
-def _by_class(tree: _Tree, part: str) -> _Samples:
-    """<part>/<wnid>/*.JPEG, with or without a folder images/ in between. FileNotFoundError: a class has none."""
+def _by_class(tree: _Folder | _Zip, part: str) -> list[Sample]:
+    """<part>/<wnid>/*.JPEG or <part>/<wnid>/images/*.JPEG. FileNotFoundError: a class has no image."""
     folders, samples = set(), []
     for name in tree.names:
+        # Rearranging leaves an empty folder val/images/.
         top, *below = PurePosixPath(name).parts
-        if top != part or not below or (len(below) == 1 and not name.endswith("/")) or (part, below[0]) == _EMPTIED:
+        if top != part or not below or (len(below) == 1 and not name.endswith("/")) or name.startswith("val/images/"):
             continue
         folders.add(below[0])
         if _is_image(name):
@@ -190,48 +181,38 @@ def _by_class(tree: _Tree, part: str) -> _Samples:
         raise FileNotFoundError(f"no image in {checks.some(empty)}: put images there or remove the folder")
     if not samples:
         raise FileNotFoundError(f"no image in {tree.where(part)}: download {URL} again")
-    return _Samples(sorted(samples))
+    return sorted(samples)
 
 
-_EMPTIED = ("val", "images")
-"""A folder that rearranging leaves without images."""
-
-
-def _is_official(tree: _Tree) -> bool:
-    return any(name.startswith("val/images/") and _is_image(name) for name in tree.names)
-
-
-def _annotated(tree: _Tree, classes: set[str]) -> _Samples:
+def _annotated(tree: _Folder | _Zip, classes: Sequence[str]) -> list[Sample]:
     """val/images/* with the labels of val/val_annotations.txt."""
     where, text = tree.where(_ANNOTATIONS), tree.text(_ANNOTATIONS)
     if text is None:
-        raise FileNotFoundError(
-            f"{where} is missing, and it alone has the labels of val/images: unpack {ARCHIVE} again"
-        )
-    there = {PurePosixPath(name).name for name in tree.names if name.startswith("val/images/") and _is_image(name)}
-    samples: dict[str, tuple[str, str, str]] = {}
+        raise FileNotFoundError(f"{where} is missing, which has the labels of val/images: unpack {ARCHIVE} again")
+    images = {PurePosixPath(name).name for name in tree.names if name.startswith("val/images/") and _is_image(name)}
+    samples: dict[str, Sample] = {}
     for number, (file, wnid, *_) in checks.rows(text, where, columns=2):
         if wnid not in classes:
-            raise ValueError(f"{where}, line {number}: {wnid} is no class of train/: unpack {ARCHIVE} again")
-        if file not in there:
+            raise ValueError(f"{where}, line {number}: the class {wnid} is missing from train/: unpack {ARCHIVE} again")
+        if file not in images:
             raise FileNotFoundError(f"{where}, line {number}: {tree.where(f'val/images/{file}')} is missing")
         if file in samples:
-            raise ValueError(f"{where}, line {number}: {file} is there twice: unpack {ARCHIVE} again")
+            raise ValueError(f"{where}, line {number}: {file} occurs twice: unpack {ARCHIVE} again")
         samples[file] = (wnid, file, f"val/images/{file}")
-    unnamed = sorted(there - samples.keys())
+    unnamed = sorted(images - samples.keys())
     if unnamed:
         raise ValueError(f"{where} has no labels for {checks.some(unnamed)}: remove them or unpack {ARCHIVE} again")
-    return _Samples(sorted(samples.values()))
+    return sorted(samples.values())
 
 
-def _check_wnids(tree: _Tree, classes: set[str]) -> None:
+def _check_wnids(tree: _Folder | _Zip, classes: Sequence[str]) -> None:
     text = tree.text("wnids.txt")
     if text is None:
         return
     where = tree.where("wnids.txt")
-    unknown = sorted(classes - {words[0] for _, words in checks.rows(text, where, columns=1)})
+    unknown = sorted(set(classes) - {words[0] for _, words in checks.rows(text, where, columns=1)})
     if unknown:
-        raise ValueError(f"train/ has folders that {where} does not name: {checks.some(unknown)}: remove them")
+        raise ValueError(f"train/ has folders that are missing from {where}: {checks.some(unknown)}: remove them")
 
 
 def _is_image(name: str) -> bool:

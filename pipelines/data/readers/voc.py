@@ -1,4 +1,4 @@
-"""Pascal VOC 2007 and 2012 from their official folder VOCdevkit: detection and segmentation."""
+"""Pascal VOC 2007 and 2012 from the official folder VOCdevkit: detection and segmentation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
 
@@ -20,12 +21,12 @@ __all__ = ["BORDER", "CLASSES", "VOC", "Boxes", "Detections", "Segmentations", "
 
 Task = Literal["detection", "segmentation"]
 List = tuple[str, str]
-"""A year and the name of one of its lists, such as ("2007", "trainval")."""
+"""Year and name of an image list, such as ("2007", "trainval")."""
 
 P = TypeVar("P", Detections, Segmentations)
 
 _FOLDERS: dict[Task, str] = {"detection": "ImageSets/Main", "segmentation": "ImageSets/Segmentation"}
-# How many images each official list names.
+# Number of images in each official list.
 _WHOLE: dict[Task, dict[List, int]] = {
     "detection": {
         ("2007", "trainval"): 5_011,
@@ -51,7 +52,7 @@ _ARCHIVES: dict[List, str] = {
 
 @dataclass(frozen=True)
 class VOC(Source, Generic[P]):
-    """A source whose parts have boxes or masks in the place of labels. classes: by label, 0 is the background."""
+    """A source whose parts have boxes or masks instead of labels. classes: by label; 0 is the background."""
 
     parts: Mapping[str, P]  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -63,22 +64,22 @@ def read(root: str | Path, years: Sequence[str], task: Literal["segmentation"]) 
 def read(root: str | Path, years: Sequence[str], task: Task) -> VOC[Detections] | VOC[Segmentations]:
     """VOCdevkit in `root`, or `root` itself; years of "2007" and "2012".
 
-    With 2007, training is on trainval of all years, and "test" is VOC2007's test list. VOC2012 alone has no public
-    test list: "train" is its train list and "test" its val list. Segmentation takes one year: VOC2012 holds VOC2007's
-    test images there, under names of their own ("000068" as "2007_000068"), so training on it would see them.
+    With 2007, "train" is trainval of all years, and "test" is VOC2007's test list. VOC2012 has no public test list:
+    alone, "train" is its train list and "test" its val list. Segmentation takes one year: VOC2012's segmentation
+    contains test images of VOC2007 under other names ("2007_000068" is "000068").
 
-    Annotations are all read and checked here; masks when they are asked for.
-    FileNotFoundError, ValueError: files are absent or wrong; the message names them.
+    All annotations are read and checked here; masks only on access.
+    FileNotFoundError, ValueError: files are missing or wrong.
     """
     lists = _lists(years, task)
     devkit = _find(Path(root), lists)
     names = {one: _listed(devkit, one, task) for of in lists.values() for one in of}
-    photos = {part: _photos(devkit, [name for one in of for name in names[one]]) for part, of in lists.items()}
+    photos = {part: Photos(devkit, np.array([n for one in of for n in names[one]])) for part, of in lists.items()}
     both = sorted(set(photos["train"].names.tolist()) & set(photos["test"].names.tolist()))
     if both:
-        raise ValueError(f"{devkit}: images are both for training and for test: {checks.some([*map(str, both)])}")
+        raise ValueError(f"{devkit}: images are in both training and test: {checks.some([*map(str, both)])}")
     counts = [checks.unlike(len(names[one]), _WHOLE[task][one], f"images of VOC{' '.join(one)}") for one in names]
-    missing = tuple(said for each in counts for said in each)
+    missing = tuple(chain.from_iterable(counts))
     label = f"voc{'+'.join(sorted(years))}-{task}"
     if task == "detection":
         boxed = {part: detections(each) for part, each in photos.items()}
@@ -88,14 +89,14 @@ def read(root: str | Path, years: Sequence[str], task: Task) -> VOC[Detections] 
 
 
 def _lists(years: Sequence[str], task: Task) -> dict[str, list[List]]:
-    """The lists that make "train" and "test"."""
+    """The lists of "train" and of "test"."""
     if task not in _FOLDERS:
-        raise ValueError(f"VOC's tasks are {' and '.join(_FOLDERS)}, not {task!r}")
+        raise ValueError(f"task must be {' or '.join(_FOLDERS)}, not {task!r}")
     if sorted(years) not in (["2007"], ["2012"], ["2007", "2012"]):
-        raise ValueError(f'VOC\'s years are "2007", "2012" or both, not {list(years)}')
+        raise ValueError(f'years must be "2007", "2012" or both, not {list(years)}')
     if task == "segmentation" and len(years) > 1:
         raise ValueError(
-            "VOC2012's segmentation holds VOC2007's test images, as 2007_...: give one year, not both, for segmentation"
+            "VOC2012's segmentation contains VOC2007's test images, as 2007_...: give one year for segmentation"
         )
     if "2007" in years:
         return {"train": [(year, "trainval") for year in sorted(years)], "test": [("2007", "test")]}
@@ -105,7 +106,7 @@ def _lists(years: Sequence[str], task: Task) -> dict[str, list[List]]:
 def _find(root: Path, lists: Mapping[str, Sequence[List]]) -> Path:
     """The folder that holds VOC2007 and VOC2012."""
     devkit = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
-    for one in (one for of in lists.values() for one in of):
+    for one in chain.from_iterable(lists.values()):
         if not (devkit / f"VOC{one[0]}").is_dir():
             raise FileNotFoundError(
                 f"{root} holds no VOCdevkit/VOC{one[0]}: download {_archive(one)} and unpack it there, or give the "
@@ -115,14 +116,14 @@ def _find(root: Path, lists: Mapping[str, Sequence[List]]) -> Path:
 
 
 def _listed(devkit: Path, one: List, task: Task) -> list[bytes]:
-    """Paths below `devkit` of the images that a list names, in its order."""
+    """Paths below `devkit` of the images in a list, in its order."""
     year, name = one
     path = devkit / f"VOC{year}" / _FOLDERS[task] / f"{name}.txt"
-    remedy = f"download {_archive(one)} and unpack it where VOCdevkit lies"
+    remedy = f"download {_archive(one)} and unpack it into the folder that holds VOCdevkit"
     found: dict[str, int] = {}
     for number, (word, *_) in checks.rows(checks.content(path, remedy), str(path), columns=1):
         if word in found:
-            raise ValueError(f"{path}, line {number}: {word} stands in line {found[word]} already: {remedy}")
+            raise ValueError(f"{path}, line {number}: {word} is already in line {found[word]}: {remedy}")
         found[word] = number
     if not found:
         raise ValueError(f"{path} is empty: {remedy}")
@@ -133,12 +134,8 @@ def _archive(one: List) -> str:
     return _ARCHIVES.get(one, _ARCHIVES["2012", "trainval"])
 
 
-def _photos(devkit: Path, names: list[bytes]) -> Photos:
-    return Photos(devkit, np.array(names))
-
-
 def _of_boxes(parts: Mapping[str, Detections]) -> str:
-    """Fingerprint: an XML file keeps its size when a box moves, so the boxes themselves count."""
+    """Fingerprint that includes the boxes: an XML file can keep its size when a box moves."""
     digest = hashlib.sha256(_of_files(parts).encode())
     for part in parts.values():
         for tensor in (part.ends, part.objects.boxes, part.objects.labels, part.objects.difficult):
