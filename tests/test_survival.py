@@ -31,7 +31,7 @@ pytestmark = [
 
 CHECKPOINT_STEPS = 4
 RUN = (
-    *("pipelines/digits_epsd.py", "--alone", "--workers", "2", "--method.inner-steps", "1"),
+    *("pipelines/digits_epsd.py", "--no-controls", "--workers", "2", "--method.inner-steps", "1"),
     *("--training.epochs", "12", "--training.batch-size", "128", "--checkpoint-steps", str(CHECKPOINT_STEPS)),
 )
 """Twelve epochs, so that the run does not end before the failure on a fast machine."""
