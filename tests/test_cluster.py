@@ -175,7 +175,7 @@ class TestStorage:
         package.mkdir(parents=True)
         monkeypatch.chdir(package)
         check_storage_outlives_job("/shared/storage")
-        with pytest.raises(ValueError, match=r"'storage' would lie in the job's own copy.*absolute path.*--storage"):
+        with pytest.raises(ValueError, match=r"'storage' would be in the job's own copy.*absolute path.*--storage"):
             check_storage_outlives_job("storage")
 
 

@@ -263,7 +263,7 @@ def test_a_users_configuration_goes_over_ours(tmp_path: Path):
         read_own(str(path))
     with pytest.raises(ValueError, match="is no JSON"):
         read_own("{")
-    with pytest.raises(ValueError, match="is for --strategy deepspeed"):
+    with pytest.raises(ValueError, match="needs --strategy deepspeed"):
         Placement(deepspeed_config="{}")
 
 
