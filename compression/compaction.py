@@ -46,7 +46,9 @@ def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32))
     _compare(original, small, input_shape)
     _restore(small, model)
     if "arch" in vars(model):
-        layers = {**vars(model)["arch"].get("layers", {}), **slicing.changed_layers(small, slicing.shapes(model))}
+        before = slicing.shapes(model)
+        changed = {name: shape for name, shape in slicing.shapes(small).items() if shape != before[name]}
+        layers = {**vars(model)["arch"].get("layers", {}), **changed}
         vars(small)["arch"] = {**vars(model)["arch"], **({"layers": layers} if layers else {})}
     return small
 

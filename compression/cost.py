@@ -5,6 +5,7 @@ A multiply-accumulate (MAC) is one multiplication and one addition: two floating
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -46,31 +47,31 @@ class Cost:
 
 def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """The cost of `model` for one image of shape (C, H, W), counted in a real forward pass in eval mode."""
-    macs = effective = 0
-
-    def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs, effective
-        weight = module.get_parameter("weight")
-        # Each weight is used once per output position: (C, positions...) for convolutions, (K,) for linear layers.
-        positions = output[0].numel() // weight.shape[0]
-        macs += weight.numel() * positions
-        effective += int(weight.count_nonzero()) * positions
-
-    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, PRUNABLE_LAYERS)]
-    example = next(model.parameters())
-    try:
-        with in_mode(model, training=False), torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=example.dtype, device=example.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    parameters = list(model.parameters())
+    parameters, layers = list(model.parameters()), dict(model.named_modules())
+    uses = weight_uses(model, torch.zeros(1, *input_shape, dtype=parameters[0].dtype, device=parameters[0].device))
+    weights = {name: layers[name].get_parameter("weight").detach() for name in uses}
     return Cost(
         params=sum(p.numel() for p in parameters),
         nonzero_params=sum(int(p.detach().count_nonzero()) for p in parameters),
-        macs=macs,
-        effective_macs=effective,
+        macs=sum(weight.numel() * uses[name] for name, weight in weights.items()),
+        effective_macs=sum(int(weight.count_nonzero()) * uses[name] for name, weight in weights.items()),
     )
+
+
+def weight_uses(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Convolution or linear layer -> how often each of its weights is used for `image` (1, C, H, W) in eval mode."""
+    uses: dict[str, int] = {}
+
+    def add(name: str, layer: Any, _: Any, output: Tensor) -> None:
+        # Each weight is used once per output position: (C, positions...) for convolutions, (K,) for linear layers.
+        uses[name] = uses.get(name, 0) + output[0].numel() // layer.weight.shape[0]
+
+    with contextlib.ExitStack() as hooks, in_mode(model, training=False), torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, PRUNABLE_LAYERS):
+                hooks.enter_context(layer.register_forward_hook(functools.partial(add, name)))
+        model(image)
+    return uses
 
 
 IMAGES = 2
@@ -150,22 +151,9 @@ def _is_composite(func: Any) -> bool:
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
-def _convolution_backward(
-    grad_output: Tensor,
-    images: Tensor,
-    weight: Tensor,
-    bias_sizes: Sequence[int] | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-    *,
-    out_val: Any,
-) -> int:
+def _convolution_backward(grad_output: Tensor, images: Tensor, weight: Tensor, *others: Any, out_val: Any) -> int:
     """As many as the forward pass for each gradient, of images and of weight (PyTorch's formula ignores groups)."""
+    _, _, _, _, transposed, _, _, output_mask = others
     positions = math.prod((images if transposed else grad_output).shape[2:])
     return 2 * len(images) * positions * weight.numel() * sum(output_mask[:2])
 
@@ -183,10 +171,7 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
 
 
 def latency(
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    batch_sizes: Sequence[int] = (1, 8, 64),
-    seconds: float = 1.0,
+    model: nn.Module, input_shape: tuple[int, int, int], batch_sizes: Sequence[int] = (1, 8, 64), seconds: float = 1.0
 ) -> dict[int, float]:
     """Batch size -> median seconds of one forward pass, in eval mode, on the model's device and in its precision.
 

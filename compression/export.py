@@ -23,6 +23,7 @@ from compression.channels import difference, example_images
 
 BATCH_SIZES = (1, 2, 5)
 """Numbers of images with which a written file is checked."""
+BATCH = ({0: torch.export.Dim("batch", min=1)},)
 TOLERANCE = 1e-4
 """Largest allowed difference of outputs, relative to the largest output or 1: runtimes sum float32 in another order."""
 
@@ -36,7 +37,7 @@ def to_torch_export(model: nn.Module, input_shape: Sequence[int], path: Path | s
     path = _with_ending(path, ".pt2")
     model = copy.deepcopy(model).cpu().eval()
     with _quiet():
-        program = torch.export.export(model, (example_images(model, input_shape),), dynamic_shapes=(_batch(),))
+        program = torch.export.export(model, (example_images(model, input_shape),), dynamic_shapes=BATCH)
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
     return _check(model, loaded, input_shape, path)
@@ -57,7 +58,7 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> f
             model,
             (example_images(model, input_shape),),
             dynamo=True,
-            dynamic_shapes=(_batch(),),
+            dynamic_shapes=BATCH,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
@@ -80,10 +81,6 @@ def _with_ending(path: Path | str, ending: str) -> Path:
     if path.suffix != ending:
         raise ValueError(f"name the file {path.with_suffix(ending)}: {path.name} does not end in {ending}")
     return path
-
-
-def _batch() -> dict[int, torch.export.Dim]:
-    return {0: torch.export.Dim("batch", min=1)}
 
 
 def _check(model: nn.Module, written: Callable[[Tensor], Tensor], input_shape: Sequence[int], path: Path) -> float:
@@ -127,14 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder with arch.json and model.safetensors")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX here (.onnx), for onnxruntime and others")
     parser.add_argument("--torch-export", type=Path, metavar="FILE", help="write a torch.export archive here (.pt2)")
-    parser.add_argument(
-        "--input-shape",
-        type=int,
-        nargs=3,
-        default=[3, 32, 32],
-        metavar=("C", "H", "W"),
-        help="channels, height and width of one image (default: 3 32 32)",
-    )
+    shape = "channels, height and width of one image (default: 3 32 32)"
+    parser.add_argument("--input-shape", type=int, nargs=3, default=[3, 32, 32], metavar=("C", "H", "W"), help=shape)
     options = parser.parse_args(arguments)
     if not (options.onnx or options.torch_export):
         parser.error("name a file to write: --onnx FILE, --torch-export FILE, or both")

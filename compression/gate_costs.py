@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression import slicing
+from compression.cost import weight_uses
 from compression.dependencies import Group, is_grouped
 from compression.masks import PRUNABLE_LAYERS
 
@@ -34,7 +34,7 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
     one = torch.zeros(len(groups) + 1, dtype=torch.float64)
     one[0] = 1
     macs, parameters = torch.zeros(2, len(one), len(one), dtype=torch.float64)
-    positions = _positions(model, images)
+    uses = weight_uses(model, images[:1])
     for name, layer in layers.items():
         own = sum(p.numel() for p in layer.parameters(recurse=False))
         outputs = sides.get((name, "out"))
@@ -45,7 +45,7 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
                 inputs = layer.weight.shape[1] * one
             weights = torch.outer(outputs, inputs) * layer.weight[0, 0].numel()
             parameters += weights
-            macs += weights * positions.get(name, 0)
+            macs += weights * uses.get(name, 0)
             if layer.bias is not None:
                 parameters += torch.outer(outputs, one)
         elif isinstance(layer, _BatchNorm) and outputs is not None:
@@ -53,19 +53,3 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
         else:
             parameters[0, 0] += own
     return macs, parameters
-
-
-def _positions(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Layer -> how often each of its weights is used for one image."""
-    found: dict[str, int] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        return lambda layer, _, output: found.update({name: output[0].numel() // slicing.width(layer, "out")})
-
-    model = copy.deepcopy(model).eval()
-    for name, layer in model.named_modules():
-        if isinstance(layer, PRUNABLE_LAYERS):
-            layer.register_forward_hook(record(name))
-    with torch.no_grad():
-        model(images[:1])
-    return found

@@ -7,7 +7,7 @@ closed gate is equivalent to a removed channel: `compaction.compact` removes exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ START = 0.5
 """m of a gate that starts open: half way between 0, where it closes, and 1, where its gradient vanishes."""
 NAME = "channel_gates"
 """Attribute of a gated model that holds its `Gates`."""
+EDGE = 1e-3
+"""Smallest |m| after `project`."""
 FACTOR = "gate_factor"
 """Attribute of a gated ChannelShortcut that holds the factor of its inputs."""
 
@@ -84,10 +86,7 @@ def _gate_inputs(shortcut: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 class Costs(NamedTuple):
-    """The cost of a network without its closed channels: float64 scalars, differentiable by the gates.
-
-    macs, parameters: as `compression.cost.count` counts them after `compaction.compact`.
-    """
+    """The costs without the closed channels, as of `cost.count`: float64 scalars, differentiable by the gates."""
 
     macs: Tensor
     parameters: Tensor
@@ -102,7 +101,7 @@ class Gates(nn.Module):
     def __init__(self, gates: dict[str, Gate], groups: Sequence[Group], quadratic: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self.groups = tuple(groups)
-        self.gates = nn.ModuleDict({_key(name): gate for name, gate in gates.items()})
+        self.gates = nn.ModuleDict({name.replace(".", "/"): gate for name, gate in gates.items()})
         # Each cost is s'Qs, where s = (1, open channels of the first group, of the second...).
         self.register_buffer("macs", quadratic[0], persistent=False)
         self.register_buffer("parameter_counts", quadratic[1], persistent=False)
@@ -112,7 +111,7 @@ class Gates(nn.Module):
 
     def of(self, group: Group | str) -> Gate:
         """The gates of a group, given as the group or its name."""
-        gate = self.gates[_key(group if isinstance(group, str) else group.name)]
+        gate = self.gates[(group if isinstance(group, str) else group.name).replace(".", "/")]
         assert isinstance(gate, Gate)
         return gate
 
@@ -125,8 +124,7 @@ class Gates(nn.Module):
 
     def costs(self) -> Costs:
         """Costs as functions of the gates, for a penalty. Does not synchronise the device."""
-        opened = torch.stack([self.of(group)().double().sum() for group in self.groups])
-        return self.costs_of(opened)
+        return self.costs_of(torch.stack([self.of(group)().double().sum() for group in self.groups]))
 
     def costs_of(self, num_open: Tensor) -> Costs:
         """Costs for given numbers of open channels (num_groups,)."""
@@ -268,32 +266,19 @@ def project(gates: Gates, of: CostName, target: float, *, tolerance: float = 0.0
     if low < len(m) and cost(order[: low + 1]) - target < target - cost(order[:low]):
         opened[order[low]] = True
     elif target - cost(opened) > tolerance * target:
-        _fill(opened, order, lambda: cost(opened) - target)
+        for place in order[~opened[order]].tolist():
+            before = abs(cost(opened) - target)
+            opened[place] = True
+            if abs(cost(opened) - target) >= before:
+                opened[place] = False
     if abs(cost(opened) - target) > tolerance * target:
         raise ValueError(
             f"{target:.0f} {of} cannot be met within {tolerance:.0%}: single channels are too large; the nearest cost "
             f"is {cost(opened):.0f}"
         )
-    before = torch.cat([gates.of(group).is_open().cpu() for group in gates.groups])
+    was_open = torch.cat([gates.of(group).is_open().cpu() for group in gates.groups])
     new = torch.where(opened, m.clamp(min=EDGE), m.clamp(max=-EDGE))
     for group, values in zip(gates.groups, new.split(sizes), strict=True):
         with torch.no_grad():
             gates.of(group).m.copy_(values)
-    return int((opened != before).sum())
-
-
-def _fill(opened: Tensor, order: Tensor, gap: Callable[[], float]) -> None:
-    """Open in `opened`, in place, each of the closed gates of `order` that brings the cost nearer to its target."""
-    for place in order[~opened[order]].tolist():
-        before = abs(gap())
-        opened[place] = True
-        if abs(gap()) >= before:
-            opened[place] = False
-
-
-EDGE = 1e-3
-"""Smallest |m| after `project`."""
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")
+    return int((opened != was_open).sum())

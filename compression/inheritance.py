@@ -29,9 +29,7 @@ def inherit(student: nn.Module, teacher: nn.Module, masks: Masks) -> None:
     elif isinstance(student, ResNet) and isinstance(teacher, ResNet) and _blocks(student) == _blocks(teacher):
         _resnet(transfer, student, teacher)
     else:
-        names = " and ".join(
-            vars(model).get("arch", {}).get("name", type(model).__name__) for model in (student, teacher)
-        )
+        names = " and ".join(vars(m).get("arch", {}).get("name", type(m).__name__) for m in (student, teacher))
         raise ValueError(
             f"{names}: weights are inherited only between VGGs of one layout or ResNet-18/34/50s of one depth "
             "(option A's shortcut binds channels by their position); use init random"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Livenes
         def record_tangent(name: str, inputs: Tensor) -> None:
             tangent = forward_ad.unpack_dual(inputs).tangent
             found = torch.zeros_like(inputs, dtype=torch.bool) if tangent is None else tangent != 0
-            varies[name] = _channels_first(found).flatten(1).any(dim=1)
+            varies[name] = found.movedim(1, 0).flatten(1).any(dim=1)
 
         with _hooked(probe, layers, record_tangent):
             probe(forward_ad.make_dual(positive, 1 + images.abs()))
@@ -58,10 +60,8 @@ def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Livenes
     gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
     if output.requires_grad:
         gradients = torch.autograd.grad(output, list(leaves.values()), materialize_grads=True)
-    read = {
-        name: (_channels_first(gradient) != 0).flatten(1).any(dim=1)
-        for name, gradient in zip(leaves, gradients, strict=True)
-    }
+    found = zip(leaves, gradients, strict=True)
+    read = {name: (gradient != 0).movedim(1, 0).flatten(1).any(dim=1) for name, gradient in found}
     return Liveness(varies, read, _constants(model, layers, images))
 
 
@@ -80,20 +80,16 @@ def _positive(model: nn.Module) -> nn.Module:
             if layer.bias is not None:
                 layer.bias.copy_((layer.bias != 0) * SHIFT)
         elif isinstance(layer, _BatchNorm):
-            _make_positive(layer)
+            if layer.running_mean is not None and layer.running_var is not None:
+                layer.running_mean.copy_((layer.running_mean != 0) * -SHIFT)
+                layer.running_var.fill_(1)
+            if layer.affine:
+                layer.weight.copy_(layer.weight != 0)
+                layer.bias.copy_((layer.bias != 0) * SHIFT)
         else:
             for parameter in layer.parameters(recurse=False):
                 parameter.abs_()
     return probe
-
-
-def _make_positive(layer: _BatchNorm) -> None:
-    if layer.running_mean is not None and layer.running_var is not None:
-        layer.running_mean.copy_((layer.running_mean != 0) * -SHIFT)
-        layer.running_var.fill_(1)
-    if layer.affine:
-        layer.weight.copy_(layer.weight != 0)
-        layer.bias.copy_((layer.bias != 0) * SHIFT)
 
 
 def _constants(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
@@ -101,7 +97,7 @@ def _constants(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[
     found: dict[str, Tensor] = {}
 
     def measure(name: str, inputs: Tensor) -> None:
-        values = _channels_first(inputs).flatten(1)
+        values = inputs.movedim(1, 0).flatten(1)
         low, high = values.amin(dim=1), values.amax(dim=1)
         same = high - low <= ROUNDING * high.abs().clamp(min=1)
         found[name] = torch.where(same, (low + high) / 2, torch.nan)
@@ -115,21 +111,10 @@ ROUNDING = 1e-13
 """Relative difference up to which two float64 values count as equal."""
 
 
-def _channels_first(inputs: Tensor) -> Tensor:
-    """(N, channels, ...) -> (channels, N, ...)."""
-    return inputs.movedim(1, 0)
-
-
-@contextlib.contextmanager
-def _hooked(model: nn.Module, layers: Sequence[str], hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `hook(layer name, input)` before each layer runs; what it returns, if anything, replaces the input."""
-
-    def before(name: str) -> Callable[..., Tensor | None]:
-        return lambda _, inputs: hook(name, inputs[0])
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(before(name)) for name in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _hooked(model: nn.Module, layers: Sequence[str], hook: Callable[[str, Tensor], Any]) -> contextlib.ExitStack:
+    """Until the stack is closed, call `hook(layer name, input)` before each layer; a result replaces the input."""
+    handles = contextlib.ExitStack()
+    for name in layers:
+        before = functools.partial(lambda name, _, inputs: hook(name, inputs[0]), name)
+        handles.enter_context(model.get_submodule(name).register_forward_pre_hook(before))
+    return handles

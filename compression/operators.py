@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,32 +84,25 @@ class _Watch(TorchDispatchMode):
             "convolutions, BatchNorm and linear layers, or prune weights without removing channels"
         )
 
-    @contextlib.contextmanager
-    def modules(self) -> Iterator[None]:
-        """Track which module runs."""
-        hooks = []
+    def modules(self) -> contextlib.ExitStack:
+        """Track which module runs until the returned stack is closed."""
+        hooks = contextlib.ExitStack()
         for name, module in self.model.named_modules():
-            hooks.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
-            hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+            enter = functools.partial(self._enter, name)
+            hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True))
+            hooks.enter_context(module.register_forward_hook(self._leave, always_call=True))
+        return hooks
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, _: Any) -> None:
-            self.stack.append((name, module))
-            own = {key: p for key, p in module.named_parameters(recurse=False) if p.numel() > 1}
-            if own and not isinstance(module, LAYERS):
-                raise self.refusal(f"{name!r} ({type(module).__name__}) has a parameter {', '.join(own)} of its own")
-            self.calls[name] = self.calls.get(name, 0) + 1
-            if self.calls[name] > 1 and isinstance(module, LAYERS):
-                raise self.refusal(f"{name!r} ({type(module).__name__}) runs more than once in a forward pass")
+    def _enter(self, name: str, module: nn.Module, _: Any) -> None:
+        self.stack.append((name, module))
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.numel() > 1}
+        if own and not isinstance(module, LAYERS):
+            raise self.refusal(f"{name!r} ({type(module).__name__}) has a parameter {', '.join(own)} of its own")
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if self.calls[name] > 1 and isinstance(module, LAYERS):
+            raise self.refusal(f"{name!r} ({type(module).__name__}) runs more than once in a forward pass")
 
-        return enter
-
-    def _leave(self) -> None:
+    def _leave(self, *_: Any) -> None:
         self.stack.pop()
 
     def __torch_dispatch__(

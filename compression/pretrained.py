@@ -44,9 +44,9 @@ def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
         raise ValueError("name the weights: a .safetensors file, the folder of a finished run, or hub")
     path = Path(weights)
     if path.suffix in PICKLES:
-        command = CONVERT.format(old=weights, new=path.with_suffix(".safetensors"))
+        convert = CONVERT.format(old=weights, new=path.with_suffix(".safetensors"))
         raise ValueError(
-            f"{weights} is a pickle, which can run code when loaded. If you trust it, convert it: {command}"
+            f"{weights} is a pickle, which can run code when loaded. If you trust it, convert it: {convert}"
         )
     if path.suffix == ".safetensors":
         if not path.is_file():
@@ -78,11 +78,8 @@ def _fitting(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> dic
             if name in state and state[name].shape != tensor.shape
         ],
     }
-    found = [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{'...' * (len(names) > 3)}"
-        for kind, names in wrong.items()
-        if names
-    ]
+    dots = {kind: "..." * (len(names) > 3) for kind, names in wrong.items()}
+    found = [f"{len(names)} {kind}: {', '.join(names[:3])}{dots[kind]}" for kind, names in wrong.items() if names]
     if found:
         name = vars(model).get("arch", {}).get("name", type(model).__name__)
         raise ValueError(f"{weights} does not fit {name} for these classes; {'; '.join(found)}")
@@ -112,9 +109,8 @@ def _torchvision(name: str, weights: str, _: Mapping[str, Any]) -> Mapping[str, 
 
     known = models.get_model_weights(name)
     if weights not in DEFAULT and weights not in known.__members__:
-        raise ValueError(
-            f"torchvision has no weights {weights!r} for {name}; it has {', '.join(['hub', *known.__members__])}"
-        )
+        names = ", ".join(["hub", *known.__members__])
+        raise ValueError(f"torchvision has no weights {weights!r} for {name}; it has {names}")
     chosen = known["DEFAULT" if weights in DEFAULT else weights]
     state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     # DenseNet's files have older names of its layers.
@@ -128,9 +124,8 @@ def _timm(name: str, weights: str, arguments: Mapping[str, Any]) -> Mapping[str,
 
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}*") if full.partition(".")[0] == name]
     if not known or weights not in (*DEFAULT, *known):
-        raise ValueError(
-            f"timm has no weights {weights!r} for {name}; it has {', '.join(['hub', *known]) if known else 'none'}"
-        )
+        names = ", ".join(["hub", *known]) if known else "none"
+        raise ValueError(f"timm has no weights {weights!r} for {name}; it has {names}")
     full = name if weights in DEFAULT else f"{name}.{weights}"
     return timm.create_model(full, pretrained=True, **arguments).state_dict()
 

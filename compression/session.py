@@ -87,11 +87,9 @@ class Session(Protocol):
 
     def log(self, **metrics: float) -> None:
         """Record numbers of the whole run (a cost, the number of empty layers)."""
-        ...
 
     def note(self, text: str) -> None:
         """Show a message to the user."""
-        ...
 
 
 def objective_of(session: Session, config: ObjectiveConfig) -> Objective:

@@ -164,21 +164,15 @@ def stop_reading(model: nn.Module, groups: Sequence[Group], kept: Kept) -> None:
         for member in group.consumers:
             layer, places = layers[member.layer], torch.tensor(member.indices)[gone].flatten()
             if isinstance(layer, ChannelShortcut):
-                drop_sources(layer, set(places.tolist()))
+                gone_sources, pairs = (
+                    set(places.tolist()),
+                    zip(layer.source.tolist(), layer.target.tolist(), strict=True),
+                )
+                pairs = [pair for pair in pairs if pair[0] not in gone_sources]
+                resize(layer, {**shape_of(layer), "source": [s for s, _ in pairs], "target": [t for _, t in pairs]})
             else:
                 with torch.no_grad():
                     layer.get_parameter("weight")[:, places.to(layer.get_parameter("weight").device)] = 0
-
-
-def drop_sources(layer: ChannelShortcut, sources: set[int]) -> None:
-    """Remove these input channels from the shortcut's lists."""
-    pairs = [(s, t) for s, t in zip(layer.source.tolist(), layer.target.tolist(), strict=True) if s not in sources]
-    resize(layer, {**shape_of(layer), "source": [s for s, _ in pairs], "target": [t for _, t in pairs]})
-
-
-def changed_layers(model: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The layers of `model` with another shape than in `before` (module name -> `shape_of`)."""
-    return {name: shape for name, shape in shapes(model).items() if shape != before[name]}
 
 
 def shapes(model: nn.Module) -> dict[str, dict[str, Any]]:

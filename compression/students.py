@@ -56,9 +56,7 @@ def resnet_stage_widths(
     """
     _check_not_empty("stage", survivors)
     if count([1] * len(dense_widths)) > budget:
-        raise ValueError(
-            f"stages of width 1 already have more than the {budget} remaining weights: prune the teacher less"
-        )
+        raise ValueError(f"stages of width 1 have more than the {budget} remaining weights: prune the teacher less")
     shape = [dense * math.sqrt(left / num) for dense, left, num in zip(dense_widths, survivors, weights, strict=True)]
     low, high = 0.0, 1.0
     while count([high * width for width in shape]) < budget:
@@ -100,9 +98,7 @@ def plan(model: nn.Module, masks: Masks) -> dict[str, Any]:
     survivors = [_within(part, {name: int(mask.sum()) for name, mask in masks.items()}) for part in parts]
     empty = [part for part, left in zip(parts, survivors, strict=True) if not left]
     if empty:
-        raise ValueError(
-            f"nothing is left of {', '.join(empty)}: the student's width would be 0; prune the teacher less"
-        )
+        raise ValueError(f"nothing is left of {', '.join(empty)}: its width would be 0; prune the teacher less")
     if isinstance(model, VGG):
         widths = vgg_widths(survivors, in_channels=dense[f"{parts[0]}.weight"].shape[1])
     else:

@@ -1,9 +1,8 @@
 """How much each weight matters: a model and batches -> parameter name -> score, higher is kept."""
 
 from compression.criteria.base import CriterionConfig
-from compression.criteria.force import FORCEConfig, force
+from compression.criteria.force import FORCEConfig, IterSNIPConfig, force, iter_snip
 from compression.criteria.grasp import GraSPConfig, grasp
-from compression.criteria.iter_snip import IterSNIPConfig, iter_snip
 from compression.criteria.magnitude import MagnitudeConfig, magnitude
 from compression.criteria.prospr import ProsPrConfig, prospr
 from compression.criteria.random import RandomConfig, random
@@ -11,23 +10,9 @@ from compression.criteria.registry import CRITERIA
 from compression.criteria.snip import SNIPConfig, snip
 from compression.criteria.synflow import SynFlowConfig, synflow
 
+# fmt: off
 __all__ = [
-    "CRITERIA",
-    "CriterionConfig",
-    "FORCEConfig",
-    "GraSPConfig",
-    "IterSNIPConfig",
-    "MagnitudeConfig",
-    "ProsPrConfig",
-    "RandomConfig",
-    "SNIPConfig",
-    "SynFlowConfig",
-    "force",
-    "grasp",
-    "iter_snip",
-    "magnitude",
-    "prospr",
-    "random",
-    "snip",
-    "synflow",
+    "CRITERIA", "CriterionConfig", "FORCEConfig", "GraSPConfig", "IterSNIPConfig", "MagnitudeConfig", "ProsPrConfig",
+    "RandomConfig", "SNIPConfig", "SynFlowConfig", "force", "grasp", "iter_snip", "magnitude", "prospr", "random",
+    "snip", "synflow",
 ]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from compression.config import added
-from compression.criteria.chunks import check_chunk_size
+from compression.criteria.chunks import check_num_images
+from compression.criteria.rounds import Criterion
 from compression.objectives.base import Objective, check_positive
+
+
+def with_fields(criterion: Criterion, *names: str) -> Any:
+    """The `score` of a config: `criterion` with these fields of the config as arguments."""
+    return property(lambda self: functools.partial(criterion, **{name: getattr(self, name) for name in names}))
 
 
 class CriterionConfig:
@@ -35,8 +42,8 @@ class GradientCriterionConfig(CriterionConfig):
     """images scored at once, to save memory; None: a whole batch"""
 
     def __post_init__(self) -> None:
-        check_positive(batches=self.batches)
-        check_chunk_size(self.chunk_size)
+        check_positive(batches=self.batches, rounds=self.rounds)
+        check_num_images(chunk_size=self.chunk_size)
 
     def num_batches(self, objective: Objective) -> int:
         return self.batches

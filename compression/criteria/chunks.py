@@ -24,7 +24,7 @@ class ChunkedLoss:
     """
 
     def __init__(self, objective: Objective, chunk_size: int | None = None) -> None:
-        check_chunk_size(chunk_size)
+        check_num_images(chunk_size=chunk_size)
         self.chunk_size = chunk_size
         self._initial = copy.deepcopy(objective)
         self._objectives = [copy.deepcopy(objective)]
@@ -97,13 +97,8 @@ def split(batch: Batch, chunk_size: int | None) -> list[Batch]:
     return [batch.part(int(part[0]), int(part[-1]) + 1) for part in places]
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """ValueError unless it is None or at least 1."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is a number of images, 1 or more, not {chunk_size}")
-
-
-def check_scoring_batch_size(size: int | None) -> None:
-    """ValueError unless it is None or at least 1."""
-    if size is not None and size < 1:
-        raise ValueError(f"scoring_batch_size is a number of images, 1 or more, not {size}")
+def check_num_images(**sizes: int | None) -> None:
+    """ValueError that names each size that is neither None nor at least 1."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is a number of images, 1 or more, not {size}")

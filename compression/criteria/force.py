@@ -1,8 +1,7 @@
-"""FORCE: progressive skeletonization (de Jorge et al., ICLR 2021, arXiv 2006.09081)."""
+"""FORCE and Iter-SNIP: progressive skeletonization (de Jorge et al., ICLR 2021, arXiv 2006.09081)."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import GradientCriterionConfig
+from compression.criteria.base import GradientCriterionConfig, with_fields
 from compression.criteria.chunks import mean_gradients
-from compression.criteria.rounds import Criterion, Rounds, in_rounds
+from compression.criteria.rounds import Rounds, in_rounds
 from compression.masks import prunable
-from compression.objectives.base import Objective, check_positive
+from compression.objectives.base import Objective
 
 
 @in_rounds(Rounds(pruned_return=True, num_kept=math.floor))
@@ -45,11 +44,27 @@ class FORCEConfig(GradientCriterionConfig):
     """rounds of scoring and pruning"""
 
     label = "FORCE"
+    score = with_fields(force, "chunk_size")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(rounds=self.rounds)
 
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(force, chunk_size=self.chunk_size)
+@in_rounds(Rounds(num_kept=math.floor))
+def iter_snip(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    objective: Objective,
+    masks: Mapping[str, Tensor] | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """SNIP in rounds: as `force`, but weights pruned by `masks` have the score 0 and never return."""
+    scores = force(model, batches, objective, masks, chunk_size)
+    if masks is None:
+        return scores
+    return {name: s.masked_fill(~masks[name].to(s.device), 0) for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class IterSNIPConfig(FORCEConfig):
+    """Connection sensitivity in rounds; what is pruned stays pruned."""
+
+    label = "Iter-SNIP"
+    score = with_fields(iter_snip, "chunk_size")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import GradientCriterionConfig
+from compression.criteria.base import GradientCriterionConfig, with_fields
 from compression.criteria.chunks import ChunkedLoss
 from compression.criteria.functional import check_batches, detached_buffers
-from compression.criteria.rounds import Criterion
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable
 from compression.modules import in_mode
@@ -82,11 +80,8 @@ class GraSPConfig(GradientCriterionConfig):
     """divides the logits"""
 
     label = "GraSP"
+    score = with_fields(grasp, "temperature", "chunk_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(temperature=self.temperature)
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(grasp, temperature=self.temperature, chunk_size=self.chunk_size)

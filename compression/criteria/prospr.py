@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +11,11 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.config import added
-from compression.criteria.base import CriterionConfig
-from compression.criteria.chunks import ChunkedLoss, check_chunk_size
+from compression.criteria.base import CriterionConfig, with_fields
+from compression.criteria.chunks import ChunkedLoss, check_num_images
 from compression.criteria.functional import check_batches, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
-from compression.criteria.rounds import Criterion
-from compression.criteria.second_order import CheapSecondOrder, fast_images, fast_layout
+from compression.criteria.second_order import CheapSecondOrder, fast_layout
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
@@ -54,7 +52,7 @@ def prospr(
 
 
 def _full(model: nn.Module, batches: Sequence[Batch], objective: Objective, lr: float) -> dict[str, Tensor]:
-    *inner, last = [fast_images(batch) for batch in batches]
+    *inner, last = [batch.map_images(fast_layout) for batch in batches]
     objective, buffers = copy.deepcopy(objective), detached_buffers(model)
     mask = {name: torch.ones_like(w, requires_grad=True) for name, w in prunable(model).items()}
     start = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
@@ -66,10 +64,8 @@ def _full(model: nn.Module, batches: Sequence[Batch], objective: Objective, lr: 
             theta = {name: p - lr * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
         loss = total_loss(model, theta, buffers, objective, last)
         sensitivities = torch.autograd.grad(loss, list(mask.values()), materialize_grads=True)
-    return {
-        name: torch.empty_like(c).copy_(s.abs()).detach()
-        for (name, c), s in zip(mask.items(), sensitivities, strict=True)
-    }
+    found = zip(mask.items(), sensitivities, strict=True)
+    return {name: torch.empty_like(c).copy_(s.abs()).detach() for (name, c), s in found}
 
 
 def _first_order(
@@ -82,10 +78,8 @@ def _first_order(
     with in_mode(model, training=True), torch.enable_grad():
         for batch in inner:
             gradients = loss.gradients(model, theta, buffers, batch, list(theta.values()))
-            theta = {
-                name: (p.detach() - lr * g).requires_grad_()
-                for (name, p), g in zip(theta.items(), gradients, strict=True)
-            }
+            steps = zip(theta.items(), gradients, strict=True)
+            theta = {name: (p.detach() - lr * g).requires_grad_() for (name, p), g in steps}
         gradients = loss.gradients(model, theta, buffers, last, [theta[name] for name in weights])
     return {name: (w.detach() * g).abs() for (name, w), g in zip(weights.items(), gradients, strict=True)}
 
@@ -95,7 +89,7 @@ def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None
     if steps < 0:
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
     check_positive(**{"learning rate of the inner steps": lr})
-    check_chunk_size(chunk_size)
+    check_num_images(chunk_size=chunk_size)
     if chunk_size is not None and not first_order:
         raise ValueError(
             "chunk_size needs first_order: the full meta-gradient keeps whole steps in memory; use a smaller "
@@ -117,15 +111,10 @@ class ProsPrConfig(CriterionConfig):
     """with first_order, images scored at once, for less memory; None: a whole batch"""
 
     label = "ProsPr"
+    score = with_fields(prospr, "steps", "lr", "first_order", "chunk_size")
 
     def __post_init__(self) -> None:
         check_inner(self.steps, self.lr, self.first_order, self.chunk_size)
 
     def num_batches(self, objective: Objective) -> int:
         return objective.scoring_batches(self.steps)
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(
-            prospr, steps=self.steps, lr=self.lr, first_order=self.first_order, chunk_size=self.chunk_size
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import CriterionConfig
-from compression.criteria.rounds import Criterion
+from compression.criteria.base import CriterionConfig, with_fields
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
@@ -39,10 +37,7 @@ class RandomConfig(CriterionConfig):
     """of the scores; the experiment's own seed does not change it"""
 
     label = "random"
+    score = with_fields(random, "seed")
 
     def num_batches(self, objective: Objective) -> int:
         return 0
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(random, seed=self.seed)

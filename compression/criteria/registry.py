@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from compression.criteria.base import CriterionConfig
-from compression.criteria.force import FORCEConfig
+from compression.criteria.force import FORCEConfig, IterSNIPConfig
 from compression.criteria.grasp import GraSPConfig
-from compression.criteria.iter_snip import IterSNIPConfig
 from compression.criteria.magnitude import MagnitudeConfig
 from compression.criteria.prospr import ProsPrConfig
 from compression.criteria.random import RandomConfig

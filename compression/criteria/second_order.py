@@ -16,9 +16,8 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from compression.batch import Batch
-
 aten = torch.ops.aten
+_batch_norm_backward = aten.native_batch_norm_backward
 
 
 def fast_layout(tensor: Tensor) -> Tensor:
@@ -26,11 +25,6 @@ def fast_layout(tensor: Tensor) -> Tensor:
     if tensor.ndim != 4 or tensor.device.type != "cpu":
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def fast_images(batch: Batch) -> Batch:
-    """The batch with all its images in `fast_layout`."""
-    return batch.map_images(fast_layout)
 
 
 class CheapSecondOrder(TorchFunctionMode):
@@ -165,11 +159,11 @@ class _BatchNormBackward(Function):
     def forward(
         ctx: Any, gy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, r: Tensor, eps: float
     ) -> tuple[Tensor | None, ...]:
-        gx, gw, gb = _batch_norm_backward(gy, x, weight, mean, r, eps)
+        gx, gw, gb = _batch_norm_backward(gy, x, weight, None, None, mean, r, True, eps, [True] * 3)
         ctx.save_for_backward(gy, x, weight, mean, r, gw, gb)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return gx, gw if weight is not None else None, gb if weight is not None else None
+        return (gx, None, None) if weight is None else (gx, gw, gb)
 
     @staticmethod
     @once_differentiable
@@ -181,7 +175,7 @@ class _BatchNormBackward(Function):
         vx = torch.zeros_like(x) if vx is None else vx
         vw = torch.zeros_like(r) if vw is None else vw
         shift = torch.zeros_like(r) if vb is None else vb
-        wrp, c, a = _batch_norm_backward(vx, x, weight, mean, r, ctx.eps)
+        wrp, c, a = _batch_norm_backward(vx, x, weight, None, None, mean, r, True, ctx.eps, [True] * 3)
         q = _channel_products(vx, gy) - (a * b + c * d) / num
         ggy = wrp.addcmul_(x, (vw * r).view(per_channel)).add_((shift - vw * r * mean).view(per_channel))
         # With P written out, the gradient of x is a sum of gy, vx and x with one factor per channel each.
@@ -196,11 +190,4 @@ class _BatchNormBackward(Function):
 def _channel_products(a: Tensor, b: Tensor) -> Tensor:
     """Sum of a * b over all but dimension 1, without the product in memory: BatchNorm's gradient of a weight."""
     zeros, ones = a.new_zeros(a.shape[1]), a.new_ones(a.shape[1])
-    return aten.native_batch_norm_backward(b, a, ones, None, None, zeros, ones, True, 0.0, [False, True, False])[1]
-
-
-def _batch_norm_backward(
-    gy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, r: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    gx, gw, gb = aten.native_batch_norm_backward(gy, x, weight, None, None, mean, r, True, eps, [True] * 3)
-    return gx, gw, gb
+    return _batch_norm_backward(b, a, ones, None, None, zeros, ones, True, 0.0, [False, True, False])[1]

@@ -10,22 +10,9 @@ from compression.methods.pretrained import Pretrained, pretrained
 from compression.methods.prune_then_distill import PruneThenDistill, prune_then_distill
 from compression.methods.registry import METHODS, name_of
 
+# fmt: off
 __all__ = [
-    "EPSD",
-    "METHODS",
-    "PDD",
-    "Dense",
-    "EarlyPruning",
-    "IterativeMagnitude",
-    "MethodConfig",
-    "Pretrained",
-    "PruneThenDistill",
-    "dense",
-    "early_pruning",
-    "epsd",
-    "iterative_magnitude",
-    "name_of",
-    "pdd",
-    "pretrained",
+    "EPSD", "METHODS", "PDD", "Dense", "EarlyPruning", "IterativeMagnitude", "MethodConfig", "Pretrained",
+    "PruneThenDistill", "dense", "early_pruning", "epsd", "iterative_magnitude", "name_of", "pdd", "pretrained",
     "prune_then_distill",
 ]

@@ -15,7 +15,7 @@ from compression import allocation
 from compression.choose import choose
 from compression.config import added
 from compression.criteria import CriterionConfig, ProsPrConfig
-from compression.criteria.chunks import check_scoring_batch_size
+from compression.criteria.chunks import check_num_images
 from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropy, CrossEntropyConfig, CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
@@ -48,7 +48,7 @@ class EarlyPruning(MethodConfig):
         allocation.check_rounds(self.num_rounds)
         choose("allocation", self.allocation, allocation.ALLOCATIONS)
         choose("schedule", self.schedule, allocation.SCHEDULES)
-        check_scoring_batch_size(self.scoring_batch_size)
+        check_num_images(scoring_batch_size=self.scoring_batch_size)
 
     @property
     def num_rounds(self) -> int:
@@ -76,24 +76,13 @@ def early_pruning(session: Session, config: EarlyPruning) -> nn.Module:
     """Score, prune, train."""
     model, scoring, criterion = session.model(), CrossEntropy(), config.criterion
     batches = session.batches(scoring, criterion.num_batches(scoring), config.scoring_batch_size)
-    allocate = allocation.ALLOCATIONS[config.allocation]
-    if config.num_rounds == 1:
-        scores = session.stage("score", lambda: criterion.score(model, batches, scoring))
+    allocate, rounds, given = allocation.ALLOCATIONS[config.allocation], config.num_rounds, (model, batches, scoring)
+    if rounds == 1:
+        scores = session.stage("score", lambda: criterion.score(*given))
         masks = allocate(scores, config.sparsity)
     else:
-        masks = session.stage(
-            "score",
-            lambda: allocation.iterate(
-                criterion.score,
-                config.sparsity,
-                config.num_rounds,
-                model,
-                batches,
-                scoring,
-                config.schedule,
-                allocate,
-            ),
-        )
+        arguments = (criterion.score, config.sparsity, rounds, *given, config.schedule, allocate)
+        masks = session.stage("score", lambda: allocation.iterate(*arguments))
     masks.check(config.sparsity, allow_empty=config.allow_empty)
     session.log(empty_layers=len(masks.empty_layers()))
     return session.train("train", model, objective_of(session, config.objective), masks=masks)

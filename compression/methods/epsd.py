@@ -14,7 +14,7 @@ from torch import nn
 
 from compression import allocation, criteria
 from compression.config import added
-from compression.criteria.chunks import check_scoring_batch_size
+from compression.criteria.chunks import check_num_images
 from compression.criteria.prospr import check_inner
 from compression.methods.base import MethodConfig
 from compression.objectives import CSKDConfig, ObjectiveConfig
@@ -46,7 +46,7 @@ class EPSD(MethodConfig):
     def __post_init__(self) -> None:
         allocation.check_sparsity(self.sparsity)
         check_inner(self.inner_steps, self.inner_lr, self.first_order, self.chunk_size)
-        check_scoring_batch_size(self.scoring_batch_size)
+        check_num_images(scoring_batch_size=self.scoring_batch_size)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -65,12 +65,8 @@ def epsd(session: Session, config: EPSD) -> nn.Module:
     model = session.model()
     objective = objective_of(session, config.distillation)
     batches = session.batches(objective, objective.scoring_batches(config.inner_steps), config.scoring_batch_size)
-    scores = session.stage(
-        "score",
-        lambda: criteria.prospr(
-            model, batches, objective, config.inner_steps, config.inner_lr, config.first_order, config.chunk_size
-        ),
-    )
+    inner = (config.inner_steps, config.inner_lr, config.first_order, config.chunk_size)
+    scores = session.stage("score", lambda: criteria.prospr(model, batches, objective, *inner))
     masks = allocation.global_topk(scores, config.sparsity).check(config.sparsity, allow_empty=config.allow_empty)
     session.log(empty_layers=len(masks.empty_layers()))
     return session.train("train", model, objective, masks=masks)

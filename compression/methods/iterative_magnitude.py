@@ -47,14 +47,12 @@ class IterativeMagnitude(MethodConfig):
         if self.rounds < 1:
             raise ValueError(f"rounds must be 1 or more, not {self.rounds}; use method dense to train without pruning")
         if not 0 < self.share < 1:
-            raise ValueError(
-                f"share, what a round removes of the remaining weights, must be in (0, 1), not {self.share}"
-            )
+            raise ValueError(f"share, the part of the weights removed in a round, must be in (0, 1), not {self.share}")
         if self.rewind_epoch < 0 or (self.rewind_epoch and self.rewind == "restart"):
             raise ValueError(f"rewind_epoch must be 0 or more, and 0 with rewind restart, not {self.rewind_epoch}")
         if self.rewind == "weights" and self.dense is not None:
             raise ValueError(
-                "rewind weights needs the weights of an early epoch and trains its own network: leave dense out"
+                "rewind weights trains its own network, for the weights of an early epoch: leave out dense"
             )
         if self.rewind != "restart" and self.retraining is not None:
             raise ValueError(f"retraining needs rewind restart, not {self.rewind}")
@@ -84,6 +82,7 @@ def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Modu
     model = session.model()
     objective = objective_of(session, config.objective)
     rest = range(config.rewind_epoch, session.epochs)
+    again = None if config.rewind == "restart" else rest
     early = None
     if config.rewind == "weights":
         model = session.train("early", model, objective, epochs=range(config.rewind_epoch))
@@ -97,9 +96,7 @@ def iterative_magnitude(session: Session, config: IterativeMagnitude) -> nn.Modu
         if early is not None:
             model.load_state_dict(early)
         name = "train" if round == config.rounds else f"round{round}"
-        model = session.train(
-            name, model, objective, masks=masks, schedule=config.retraining, epochs=part(config, rest)
-        )
+        model = session.train(name, model, objective, masks=masks, schedule=config.retraining, epochs=again)
     session.log(empty_layers=len(masks.empty_layers()))
     return model
 
@@ -112,8 +109,3 @@ def pruned(model: nn.Module, masks: Masks, config: IterativeMagnitude) -> Masks:
     num_of = allocation.rounded_share if config.rewind == "restart" else allocation.share_rounded_up
     num = num_of(masks.num_kept, config.share)
     return allocation.remove_lowest(criteria.magnitude(model), masks, num).check_layers(allow_empty=config.allow_empty)
-
-
-def part(config: IterativeMagnitude, rest: range) -> range | None:
-    """The epochs of a round: from the rewind epoch on, or with rewind restart the whole schedule."""
-    return None if config.rewind == "restart" else rest

@@ -102,9 +102,8 @@ class Budgeted(Objective):
 def pdd(session: Session, config: PDD) -> nn.Module:
     """Attach gates, train, remove channels, fine-tune."""
     model, shape = session.model(), session.info.input_shape
-    gated = gates.attach(
-        model, channels.channel_groups(model, shape), shape, start=config.gate_start, seed=session.seed
-    )
+    groups = channels.channel_groups(model, shape)
+    gated = gates.attach(model, groups, shape, start=config.gate_start, seed=session.seed)
     target = budget(gated, config)
     learning, tuning = objectives(session, config)
     if target is not None:
@@ -133,8 +132,8 @@ def objectives(session: Session, config: PDD) -> tuple[Objective, Objective]:
         return labels, labels
     # Each stage has its own objective with the same teacher.
     teacher = session.teacher(config.teacher)
-    distil = KDConfig(None, config.temperature, config.alpha, config.divergence)
-    return distil.objective(teacher), distil.objective(teacher) if config.distill_finetune else labels
+    distil = config.objective.objective
+    return distil(teacher), distil(teacher) if config.distill_finetune else labels
 
 
 def parameter_groups(model: nn.Module, config: PDD) -> list[dict[str, Any]]:

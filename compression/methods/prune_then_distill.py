@@ -18,16 +18,7 @@ from compression.inheritance import inherit
 from compression.masks import Masks, prunable
 from compression.methods.base import MethodConfig
 from compression.methods.iterative_magnitude import IterativeMagnitude
-from compression.objectives import (
-    KD,
-    CrossEntropy,
-    CrossEntropyConfig,
-    KDConfig,
-    LabelSmoothing,
-    LabelSmoothingConfig,
-    Objective,
-    ObjectiveConfig,
-)
+from compression.objectives import CrossEntropyConfig, KDConfig, LabelSmoothingConfig, ObjectiveConfig
 from compression.objectives.base import check_positive
 from compression.session import Session
 
@@ -110,7 +101,8 @@ def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:
     for name, teacher in {"dense_teacher": dense, "pruned_teacher": pruned}.items():
         found = session.evaluate(teacher, "test")
         session.log(**{f"{name}/{key}": value for key, value in found.items()})
-    return session.train("train", student, objective(config, dense, pruned))
+    teachers = {"pruned": [pruned], "dense": [dense]}.get(config.source, [])
+    return session.train("train", student, config.objective.objective(*teachers))
 
 
 def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module) -> nn.Module:
@@ -125,12 +117,3 @@ def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module)
     if config.init == "inherit":
         inherit(student, pruned, masks)
     return student
-
-
-def objective(config: PruneThenDistill, dense: nn.Module, pruned: nn.Module) -> Objective:
-    """The student's objective, with its teacher if it has one."""
-    if config.source == "none":
-        return CrossEntropy()
-    if config.source == "label_smoothing":
-        return LabelSmoothing()
-    return KD(pruned if config.source == "pruned" else dense, config.temperature, config.alpha)

@@ -57,8 +57,7 @@ def _stage(block: Any, in_channels: int, width: int, num_blocks: int, stride: in
     out_channels = width * block.expansion
     projection = None
     if stride != 1 or in_channels != out_channels:
-        projection = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-        )
+        convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        projection = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
     first = block(in_channels, width, stride, projection)
     return nn.Sequential(first, *(block(out_channels, width) for _ in range(num_blocks - 1)))

@@ -26,20 +26,24 @@ class Layout:
     hidden: int = 0
 
 
-VGG3 = Layout((16, 32, 64), pools=(1, 2))
 VGG11 = Layout((64, 128, 256, 256, 512, 512, 512, 512), pools=(1, 2, 4, 6, 8))
-VGG13 = Layout((64, 64, 128, 128, 256, 256, 512, 512, 512, 512), pools=(2, 4, 6, 8, 10))
 VGG16 = Layout((64, 64, 128, 128, 256, 256, 256, *[512] * 6), pools=(2, 4, 7, 10, 13))
 VGG19 = Layout((64, 64, 128, 128, 256, 256, 256, 256, *[512] * 8), pools=(2, 4, 8, 12, 16))
-
-VGG11_MLP = replace(VGG11, hidden=512)
-VGG16_MLP = replace(VGG16, hidden=512)
-
 # Prune-then-Distill has no max-pool after the last stage, only the average.
-VGG11_PTD = replace(VGG11, pools=VGG11.pools[:-1])
 VGG19_PTD = replace(VGG19, pools=VGG19.pools[:-1])
-VGG19_PTD_DOUBLE = replace(VGG19_PTD, widths=(64, 128, 256, 256, *[512] * 4, *[1024] * 7, 512))
-VGG16_TINY = replace(VGG16, grid=2, hidden=1024)
+LAYOUTS = {
+    "vgg3": Layout((16, 32, 64), pools=(1, 2)),
+    "vgg11": VGG11,
+    "vgg13": Layout((64, 64, 128, 128, 256, 256, 512, 512, 512, 512), pools=(2, 4, 6, 8, 10)),
+    "vgg16": VGG16,
+    "vgg19": VGG19,
+    "vgg11_mlp": replace(VGG11, hidden=512),
+    "vgg16_mlp": replace(VGG16, hidden=512),
+    "vgg11_ptd": replace(VGG11, pools=VGG11.pools[:-1]),
+    "vgg19_ptd": VGG19_PTD,
+    "vgg19_ptd_double": replace(VGG19_PTD, widths=(64, 128, 256, 256, *[512] * 4, *[1024] * 7, 512)),
+    "vgg16_tiny": replace(VGG16, grid=2, hidden=1024),
+}
 
 
 class VGG(nn.Module):
@@ -76,12 +80,6 @@ class VGG(nn.Module):
 def _classifier(in_features: int, hidden: int, num_classes: int) -> nn.Module:
     if not hidden:
         return nn.Linear(in_features, num_classes)
-    return nn.Sequential(
-        nn.Linear(in_features, hidden),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(hidden, num_classes),
-    )
+    first = (nn.Linear(in_features, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5))
+    second = (nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5))
+    return nn.Sequential(*first, *second, nn.Linear(hidden, num_classes))

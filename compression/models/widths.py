@@ -15,6 +15,6 @@ def check_widths(argument: str, part: str, widths: Sequence[int], num: int) -> l
     for place, width in enumerate(widths, 1):
         if not isinstance(width, int) or width < 1:
             raise ValueError(
-                f"{argument}: {part} {place} of {num} has width {width!r}; a width must be an integer, 1 or more"
+                f"{argument}: {part} {place} of {num} has width {width!r}; it must be an integer, 1 or more"
             )
     return list(widths)

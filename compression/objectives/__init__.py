@@ -11,24 +11,9 @@ from compression.objectives.registry import OBJECTIVES
 from compression.objectives.teacher import Teacher
 from compression.objectives.tf_kd import TfKD, TfKDRegConfig, TfKDSelfConfig
 
+# fmt: off
 __all__ = [
-    "CSKD",
-    "DLB",
-    "KD",
-    "OBJECTIVES",
-    "PSKD",
-    "CSKDConfig",
-    "CrossEntropy",
-    "CrossEntropyConfig",
-    "DLBConfig",
-    "KDConfig",
-    "LabelSmoothing",
-    "LabelSmoothingConfig",
-    "Objective",
-    "ObjectiveConfig",
-    "PSKDConfig",
-    "Teacher",
-    "TfKD",
-    "TfKDRegConfig",
-    "TfKDSelfConfig",
+    "CSKD", "DLB", "KD", "OBJECTIVES", "PSKD", "CSKDConfig", "CrossEntropy", "CrossEntropyConfig", "DLBConfig",
+    "KDConfig", "LabelSmoothing", "LabelSmoothingConfig", "Objective", "ObjectiveConfig", "PSKDConfig", "Teacher",
+    "TfKD", "TfKDRegConfig", "TfKDSelfConfig",
 ]
