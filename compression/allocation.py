@@ -135,10 +135,9 @@ def iterate(
 ) -> Masks:
     """Prune in rounds: `rounds` times, score the pruned network and prune some more of it.
 
-    criterion: a function such as `criteria.snip`, or a functools.partial of one. If it has a parameter `masks`, it
-        scores the pruned network itself; otherwise it scores a copy of the model with the pruned weights set to zero.
+    criterion: if it has a parameter `masks`, it scores the pruned network itself; otherwise it scores a copy of the
+        model with the pruned weights set to zero.
     schedule: the density after round t of T is density ** (t / T), or 1 - sparsity * t / T if "linear".
-    allocate: turns the scores of a round into masks: `global_topk`, `per_layer` or `erk`.
 
     A pruned weight stays pruned unless the criterion declares otherwise (FORCE). Rounds before the last keep
     ceil(N * density) weights, or what the criterion declares; the last one keeps exactly what `allocate` gives for

@@ -20,9 +20,8 @@ def channel_groups(model: nn.Module, input_shape: Sequence[int] | Tensor) -> lis
     """The groups of channels of `model`, which is not changed. The logits are in no group.
 
     input_shape: (C, H, W), or example images (N, C, H, W).
-    The groups are verified: with random weights, a network without about half of the channels gives the same outputs as
-    one that does not read them. Errors: ValueError that names the operator, module or group that is not supported, or
-    says that there is nothing to remove.
+    The groups are verified by `prove`. Errors: ValueError that names the operator, module or group that is not
+    supported, or says that there is nothing to remove.
     """
     images = example_images(model, input_shape)
     operators.check(model, images)
@@ -78,21 +77,17 @@ def _removable(probe: nn.Module, groups: Sequence[Group], kept: slicing.Kept, im
 def _randomised(model: nn.Module, draw: torch.Generator) -> nn.Module:
     """A copy in float64 and eval mode with random weights, so that every channel changes the outputs."""
     probe = copy.deepcopy(model).double().eval()
-
-    def fill(tensor: Tensor, values: Tensor) -> None:
-        tensor.copy_(values.to(tensor.device))
-
     with torch.no_grad():
         for name, parameter in probe.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
             if parameter.dim() > 1:
-                fill(parameter, noise * (2 / parameter[0].numel()) ** 0.5)
+                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
             else:
-                fill(parameter, 0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise)
+                parameter.copy_(0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise)
         for module in probe.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
-                fill(module.running_mean, 0.1 * torch.randn(module.num_features, generator=draw, dtype=torch.float64))
-                fill(module.running_var, 0.5 + torch.rand(module.num_features, generator=draw, dtype=torch.float64))
+                module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=draw, dtype=torch.float64))
+                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=draw, dtype=torch.float64))
     return probe
 
 

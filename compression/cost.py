@@ -82,11 +82,8 @@ def training_flops(model: nn.Module, objective: Objective, batch: Batch) -> floa
     """FLOPs of one training step for one image: all forward passes of `objective`, its teacher's too, and backward.
 
     A step runs on copies of model and objective with the first images of `batch`, which has the model's device and
-    precision (see `count_flops`). Model, objective, hooks and random numbers are not changed. The optimiser's
-    element-wise operations are not counted.
-
-    The second step is counted, since DLB has no previous batch in the first. KD with a cache is counted as in the first
-    epoch, when the teacher still runs.
+    precision. Model, objective, hooks and random numbers are not changed. The optimiser is not counted.
+    The second step is counted, since DLB has no previous batch in the first. KD with a cache is counted with teacher.
     """
     few = batch.part(0, IMAGES)
     # Copied together, since an objective may refer to parts of the model. The copy of a compiled model is not compiled.
@@ -108,9 +105,8 @@ def training_flops(model: nn.Module, objective: Objective, batch: Batch) -> floa
 def count_flops(fn: Callable[[], T]) -> tuple[T, int]:
     """(result of `fn`, FLOPs that it executed in this thread, backward passes included).
 
-    Convolutions, matrix products and attention count, with 2 FLOPs per multiply-accumulate, zero weights included.
-    Element-wise operations, normalisation and pooling do not. A network compiled by `torch.compile` cannot be counted:
-    use the original.
+    Convolutions, matrix products and attention count, with 2 FLOPs per multiply-accumulate, zero weights included; not
+    element-wise operations, normalisation and pooling. Networks compiled by `torch.compile` cannot be counted.
     """
     counter = _Counter()
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -159,13 +155,12 @@ def _convolution_backward(grad_output: Tensor, images: Tensor, weight: Tensor, *
 
 
 _aten = torch.ops.aten
+_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
 FORMULAS: Mapping[Any, Callable[..., int]] = {
     **flop_registry,
     _aten.convolution_backward: _convolution_backward,
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[_attention_backward],
 }
 """Operation -> FLOPs from its arguments and result: PyTorch's formulas, with corrections and additions."""
 
@@ -203,10 +198,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Peak memory in bytes since `reset_peak_memory`, or since the process began.
-
-    On a CUDA device that of its tensors, on the CPU the resident memory of the whole process.
-    """
+    """Peak bytes since the last reset or the start of the process: of CUDA tensors, or resident for the CPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -221,8 +213,7 @@ def peak_memory(device: torch.device | str) -> int:
 def reset_peak_memory(device: torch.device | str) -> bool:
     """Reset `peak_memory` to the memory in use now; returns whether this was possible.
 
-    On the CPU this writes to /proc/self/clear_refs, which containers and systems other than Linux may lack. Peak memory
-    then counts from the start of the process: right for its first run, an upper bound for later ones.
+    On the CPU this needs /proc/self/clear_refs. Without it, the peak of later runs is an upper bound.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -85,7 +85,7 @@ def trace(model: nn.Module, images: Tensor) -> list[Group]:
 
 
 def is_grouped(module: nn.Module) -> bool:
-    """Whether the module is a grouped or depthwise convolution."""
+    """Whether the module is a grouped (or depthwise) convolution."""
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
 
 
@@ -120,12 +120,9 @@ def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tenso
 
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad():
+        pruners: Any = {ChannelShortcut: ShortcutPruner()}
         graph.build_dependency(
-            model,
-            images,
-            forward_fn=lambda model, images: model(images),
-            customized_pruners={ChannelShortcut: ShortcutPruner()},
-            verbose=False,
+            model, images, lambda model, images: model(images), customized_pruners=pruners, verbose=False
         )
     names = {module: name for name, module in layers.items()}
     for name, module in layers.items():
@@ -163,15 +160,11 @@ def _gather(links: _Links, layers: Layers) -> list[Group]:
     groups: dict[str, Group] = {}
     for family, channels in families.items():
         channels.sort(key=lambda channel: [channel[layer, side][0] for layer, side, _ in family])
-        members = tuple(
-            Member(
-                layer,
-                side,
-                tuple(tuple(channel[layer, side]) for channel in channels),
-                carried=is_grouped(layers[layer]) or isinstance(layers[layer], _BatchNorm),
-            )
-            for layer, side, _ in family
-        )
+        members: tuple[Member, ...] = ()
+        for layer, side, _ in family:
+            indices = tuple(tuple(channel[layer, side]) for channel in channels)
+            carried = is_grouped(layers[layer]) or isinstance(layers[layer], _BatchNorm)
+            members = (*members, Member(layer, side, indices, carried))
         name = next((m.layer for m in members if m.side == "out" and not m.carried), "")
         while name in groups:  # a layer's outputs may belong to several groups
             name += "+"

@@ -54,14 +54,9 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> f
     path = _with_ending(path, ".onnx")
     model = copy.deepcopy(model).cpu().float().eval()
     with _quiet():
+        images, inputs, outputs = (example_images(model, input_shape),), ["images"], ["logits"]
         program = torch.onnx.export(
-            model,
-            (example_images(model, input_shape),),
-            dynamo=True,
-            dynamic_shapes=BATCH,
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
+            model, images, dynamo=True, dynamic_shapes=BATCH, input_names=inputs, output_names=outputs, verbose=False
         )
         assert program is not None
         program.save(path, external_data=False)

@@ -1,8 +1,7 @@
 """PDD's channel gates (Dan et al., Cognitive Computation 16, 2024, doi 10.1007/s12559-024-10350-9).
 
 A gate is 0 or 1. Its parameter m is trained with a surrogate gradient (the polynomial of Bi-Real Net, arXiv
-1808.00278). There is one gate for each channel of a dependency group. It acts where the channel is read, so that a
-closed gate is equivalent to a removed channel: `compaction.compact` removes exactly the closed channels.
+1808.00278). Each channel of a dependency group has a gate where it is read, so that `compact` removes closed channels.
 """
 
 from __future__ import annotations
@@ -161,8 +160,8 @@ def attach(
 ) -> Gates:
     """Give `model`, in place, a gate for each channel of `groups` (see `channels.channel_groups`).
 
-    The gates multiply the weights of the layers that read a channel, along their inputs. This equals gating the inputs,
-    and is cheaper. Attach before the optimiser is created: a gated weight becomes `parametrizations.weight.original`.
+    The gates multiply the weights that read a channel, which equals gating the inputs and is cheaper. Attach before the
+    optimiser is created: a gated weight becomes `parametrizations.weight.original`.
     start: "open": all m are 0.5; "random", as in the authors' code: m = 0.001 N(0, 1) from `seed`, half of them closed.
     """
     if hasattr(model, NAME):
@@ -239,9 +238,8 @@ def _remove_gates(layer: nn.Module) -> None:
 def project(gates: Gates, of: CostName, target: float, *, tolerance: float = 0.02) -> int:
     """Open or close the gates nearest to 0 until the cost is as near to `target` as possible; returns how many changed.
 
-    If the next channel is too large, smaller channels after it are opened.
-
-    target: MACs or parameters of the network without its closed channels. Every group keeps its largest gate.
+    If the next channel is too large, smaller channels after it are opened. Every group keeps its largest gate.
+    target: MACs or parameters of the network without its closed channels.
     ValueError if the target is out of reach, or if single channels are so large that the cost differs from the target
     by more than `tolerance` of it.
     """

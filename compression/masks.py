@@ -100,7 +100,8 @@ class Masks(Mapping[str, Tensor]):
                 # slow to compute, and autograd would copy it back.
                 mask = torch.empty_like(parameter, dtype=torch.bool).copy_(mask)
                 parameter.masked_fill_(~mask, 0)
-            hooks.callback(parameter.register_hook(_gradient_mask(mask)).remove)
+            # where instead of a product: an overflowed gradient times 0 would be nan.
+            hooks.enter_context(parameter.register_hook(lambda gradient, mask=mask: torch.where(mask, gradient, 0)))
         return hooks
 
     def verify(self, model: nn.Module) -> None:
@@ -113,8 +114,3 @@ class Masks(Mapping[str, Tensor]):
         ]
         if wrong:
             raise ValueError(f"pruned weights are not zero in {', '.join(wrong)}")
-
-
-def _gradient_mask(mask: Tensor):
-    # where instead of a product: an overflowed gradient times 0 would be nan.
-    return lambda gradient: torch.where(mask, gradient, 0)

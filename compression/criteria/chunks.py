@@ -1,4 +1,4 @@
-"""Scoring a batch in chunks, so that only the activations of one chunk are in memory."""
+"""The loss as a function of the parameters: of a whole batch, or in chunks to save memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,43 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from compression.batch import Batch
-from compression.criteria.functional import check_batches, detached_buffers, total_loss
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective
 
 
+def detached_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the model's buffers, so that running statistics are not updated in the model."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def total_loss(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    objective: Objective,
+    batch: Batch,
+) -> Tensor:
+    """The sum of the objective's losses with the given parameters and buffers."""
+    losses = objective(lambda images: functional_call(model, {**parameters, **buffers}, (images,)), batch)
+    return torch.stack(list(losses.values())).sum()
+
+
+def check_batches(batches: Sequence[Batch], allowed: Sequence[int] | None = None) -> None:
+    """ValueError unless there are batches, and their number is one of `allowed`."""
+    if not batches or (allowed is not None and len(batches) not in allowed):
+        wanted = "at least 1" if allowed is None else " or ".join(str(n) for n in sorted(set(allowed)))
+        raise ValueError(f"scoring takes {wanted} batches, not {len(batches)}")
+
+
 class ChunkedLoss:
     """An objective's loss of a batch as a sum over its chunks.
 
-    Losses are means over images, so that each chunk is weighted by its share of the images. Without BatchNorm the sum
-    is the loss of the whole batch; with BatchNorm, each chunk is normalised by its own statistics. The objective is
-    copied: scoring does not change its state.
+    Each chunk is weighted by its share of the images, since losses are means. BatchNorm uses statistics of the chunk.
+    The objective is copied: scoring does not change its state.
     """
 
     def __init__(self, objective: Objective, chunk_size: int | None = None) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.criteria.base import GradientCriterionConfig, with_fields
-from compression.criteria.chunks import ChunkedLoss
-from compression.criteria.functional import check_batches, detached_buffers
+from compression.criteria.chunks import ChunkedLoss, check_batches, detached_buffers
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable
 from compression.modules import in_mode

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from compression.batch import Batch
-from compression.criteria.functional import detached_buffers, total_loss
+from compression.criteria.chunks import detached_buffers, total_loss
 from compression.criteria.second_order import CheapSecondOrder
 from compression.modules import in_mode
 from compression.objectives.base import Objective

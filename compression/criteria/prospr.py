@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.config import added
 from compression.criteria.base import CriterionConfig, with_fields
-from compression.criteria.chunks import ChunkedLoss, check_num_images
-from compression.criteria.functional import check_batches, detached_buffers, total_loss
+from compression.criteria.chunks import ChunkedLoss, check_batches, check_num_images, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
 from compression.criteria.second_order import CheapSecondOrder, fast_layout
 from compression.masks import prunable
@@ -32,9 +31,7 @@ def prospr(
 ) -> dict[str, Tensor]:
     """|dL(theta_steps) / dc| at c = 1, where theta_0 = c * w and theta_{k+1} = theta_k - lr * grad L(theta_k).
 
-    The effect of removing a weight on the loss after `steps` steps of plain gradient descent. All parameters take the
-    steps; convolution and linear weights have scores. BatchNorm uses batch statistics.
-
+    All parameters take the steps; convolution and linear weights have scores. BatchNorm uses batch statistics.
     batches: one for all steps and the last loss, or steps + 1, one for each.
     first_order: treat the inner gradients as constants (no second derivatives): score = |w * grad L(theta_steps)|.
     chunk_size: with first_order, images scored at once (BatchNorm then uses statistics of the chunk); None: a whole

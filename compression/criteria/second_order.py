@@ -1,8 +1,7 @@
 """Faster second derivatives of convolution and BatchNorm.
 
-PyTorch's second derivatives are general: that of a convolution uses convolutions with images as kernels, that of
-BatchNorm dozens of passes over the activations. For a ResNet-18 on a CPU, the two double the cost of a meta-gradient.
-Here are the same derivatives in closed form, computed with the kernels that training uses.
+PyTorch's general second derivatives of these two layers double the cost of a meta-gradient (ResNet-18 on a CPU). Here
+are the same derivatives in closed form, computed with the kernels that training uses.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ def fast_layout(tensor: Tensor) -> Tensor:
 class CheapSecondOrder(TorchFunctionMode):
     """In this context, 2-d convolutions and train-mode BatchNorm have the second derivatives of this file.
 
-    They can be differentiated twice, not three times. BatchNorm does not update its running statistics. Unsupported
-    cases (padding by name, BatchNorm in eval mode) use PyTorch's derivatives.
+    No third derivatives. BatchNorm does not update its running statistics. Other cases use PyTorch's derivatives.
     """
 
     def __torch_function__(

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from compression.batch import Batch
 from compression.criteria.base import CriterionConfig
-from compression.criteria.functional import check_batches
+from compression.criteria.chunks import check_batches
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
@@ -29,8 +29,7 @@ def synflow(
     absolute values of all parameters and all floating-point buffers, as in the authors' code (also for BatchNorm's
     running statistics). Of batches[0], only the shape and device of an image are used. The objective is not used.
 
-    All computations and results are float64, for weights of any precision: R is a product over all layers, which in
-    float32 overflows for a deep network, or gives ties between scores.
+    All computations and results are float64: R is a product over all layers, which overflows or gives ties in float32.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     check_batches(batches)

@@ -51,9 +51,7 @@ class IterativeMagnitude(MethodConfig):
         if self.rewind_epoch < 0 or (self.rewind_epoch and self.rewind == "restart"):
             raise ValueError(f"rewind_epoch must be 0 or more, and 0 with rewind restart, not {self.rewind_epoch}")
         if self.rewind == "weights" and self.dense is not None:
-            raise ValueError(
-                "rewind weights trains its own network, for the weights of an early epoch: leave out dense"
-            )
+            raise ValueError("rewind weights trains its own network (for an early epoch's weights): leave out dense")
         if self.rewind != "restart" and self.retraining is not None:
             raise ValueError(f"retraining needs rewind restart, not {self.rewind}")
 

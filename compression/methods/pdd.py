@@ -56,9 +56,7 @@ class PDD(MethodConfig):
     def __post_init__(self) -> None:
         check_positive(temperature=self.temperature, budget_weight=self.budget_weight, gate_lr=self.gate_lr)
         if self.reduction is not None and not 0 < self.reduction < 1:
-            raise ValueError(
-                f"reduction, the share of {self.reduce} to remove, must be in (0, 1), not {self.reduction}"
-            )
+            raise ValueError(f"reduction, a share of {self.reduce} to remove, must be in (0, 1), not {self.reduction}")
 
     @property
     def objective(self) -> ObjectiveConfig:

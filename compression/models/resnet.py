@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compression.models.widths import check_widths
+from compression.choose import check_widths
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 STEM_WIDTH = 64

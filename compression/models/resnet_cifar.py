@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.models.widths import check_widths
+from compression.choose import check_widths
 
 STAGE_WIDTHS = (16, 32, 64)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from compression.models.widths import check_widths
+from compression.choose import check_widths
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from compression.batch import Batch
+from compression.batch import Batch, Info
 from compression.config import added
 from compression.objectives.base import Model, Objective, ObjectiveConfig, check_share, full_precision
 
@@ -38,7 +38,7 @@ class PSKD(Objective):
         self._first_epoch = False
         self._fresh: list[Tensor] = []
 
-    def setup(self, info, device: torch.device) -> None:
+    def setup(self, info: Info, device: torch.device) -> None:
         self.num_samples = info.sizes["train"]
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
@@ -48,9 +48,15 @@ class PSKD(Objective):
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         logits = full_precision(model(batch.images))
         log_probabilities = F.log_softmax(logits, dim=1)
-        previous = self._previous(batch, logits)
-        self._remember(batch.index, log_probabilities.detach().exp())
-        soft = -(previous * log_probabilities).sum(dim=1).mean()
+        memory = self._sized_memory(batch.index, logits)
+        target = F.one_hot(batch.labels, logits.shape[1]).to(logits.dtype)
+        if not self._first_epoch:
+            rows = memory[batch.index].to(logits.dtype)
+            target = torch.where(rows.sum(dim=1, keepdim=True) > 0, rows, target)
+        memory[batch.index] = log_probabilities.detach().exp().to(memory.dtype)
+        if dist.is_initialized():
+            self._fresh.append(batch.index)
+        soft = -(target * log_probabilities).sum(dim=1).mean()
         return {
             "cross_entropy": (1 - self.alpha_now) * F.cross_entropy(logits, batch.labels),
             "ps_kd": self.alpha_now * soft,
@@ -68,11 +74,11 @@ class PSKD(Objective):
 
     def sync(self) -> None:
         """Send the rows written since the last call to every worker."""
-        if not (dist.is_initialized() and dist.get_world_size() > 1) or self.memory is None or not self._fresh:
-            self._fresh = []
+        fresh, self._fresh = self._fresh, []
+        if not (dist.is_initialized() and dist.get_world_size() > 1) or self.memory is None or not fresh:
             return
         # Every worker has written the same number of rows: all have equal shares of each global batch.
-        index = torch.cat(self._fresh)
+        index = torch.cat(fresh)
         rows = self.memory[index]
         world_size = dist.get_world_size()
         all_index = [torch.empty_like(index) for _ in range(world_size)]
@@ -80,16 +86,6 @@ class PSKD(Objective):
         dist.all_gather(all_index, index)
         dist.all_gather(all_rows, rows)
         self.memory[torch.cat(all_index)] = torch.cat(all_rows)
-        self._fresh = []
-
-    def _previous(self, batch: Batch, logits: Tensor) -> Tensor:
-        """(N, K): the stored probabilities, or the label for samples without."""
-        onehot = F.one_hot(batch.labels, logits.shape[1]).to(logits.dtype)
-        memory = self._sized_memory(batch.index, logits)
-        if self._first_epoch:
-            return onehot
-        rows = memory[batch.index].to(logits.dtype)
-        return torch.where(rows.sum(dim=1, keepdim=True) > 0, rows, onehot)
 
     def _sized_memory(self, index: Tensor, logits: Tensor) -> Tensor:
         if self.memory is None:
@@ -101,12 +97,6 @@ class PSKD(Objective):
             missing = int(index.max()) + 1 - len(self.memory)
             self.memory = torch.cat([self.memory, self.memory.new_zeros(missing, logits.shape[1])])
         return self.memory
-
-    def _remember(self, index: Tensor, probabilities: Tensor) -> None:
-        assert self.memory is not None
-        self.memory[index] = probabilities.to(self.memory.dtype)
-        if dist.is_initialized():
-            self._fresh.append(index)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,12 @@ class Teacher:
             return self._rows[batch.index]
         logits = self._ask(batch.images)
         if self.cache:
-            self._remember(batch.index, logits)
+            if self._rows is None:
+                if not self.num_samples:
+                    raise ValueError("a teacher with a cache needs the number of samples: call setup(info, device)")
+                # Minus infinity means "not seen": the maximum over workers gives the logits of those that saw it.
+                self._rows = logits.new_full((self.num_samples, logits.shape[1]), -math.inf)
+            self._rows[batch.index] = logits
         return logits
 
     def sync(self) -> None:
@@ -72,11 +77,3 @@ class Teacher:
             images = images.to(next(floating, images.dtype))
         with torch.no_grad():
             return full_precision(self.network(images)).detach()
-
-    def _remember(self, index: Tensor, logits: Tensor) -> None:
-        if self._rows is None:
-            if not self.num_samples:
-                raise ValueError("a teacher with a cache needs the number of samples: call setup(info, device) first")
-            # Minus infinity means "not seen": the maximum over workers gives the logits of those that saw the sample.
-            self._rows = logits.new_full((self.num_samples, logits.shape[1]), -math.inf)
-        self._rows[index] = logits
