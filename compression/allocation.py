@@ -143,10 +143,13 @@ def iterate(
     ceil(N * density) weights, or what the criterion declares; the last one keeps exactly what `allocate` gives for
     `sparsity`. The model is not changed.
     """
-    score, pruned_return = _scorer(criterion, model, batches, objective), rounds_of(criterion).pruned_return
+    takes_masks, pruned_return = "masks" in inspect.signature(criterion).parameters, rounds_of(criterion).pruned_return
     masks: Masks | None = None
     for share in _sparsities(sparsity, rounds, schedule, criterion, model):
-        scores = score(masks)
+        if takes_masks:
+            scores: Mapping[str, Tensor] = criterion(model, batches, objective, masks=masks)
+        else:
+            scores = criterion(_pruned(model, masks), batches, objective)
         if masks is not None and not pruned_return:
             scores = {name: s.masked_fill(~masks[name], -math.inf) for name, s in scores.items()}
         masks = allocate(scores, share)
@@ -175,23 +178,13 @@ def _sparsities(
     return [*(Fraction(num_weights - num, num_weights) for num in kept), sparsity]
 
 
-def _scorer(
-    criterion: Criterion, model: nn.Module, batches: Sequence[Batch], objective: Objective
-) -> Callable[[Masks | None], Mapping[str, Tensor]]:
-    """A function from the masks so far to the scores of the network that they prune."""
-    if "masks" in inspect.signature(criterion).parameters:
-        return lambda masks: criterion(model, batches, objective, masks=masks)
-
-    def score(masks: Masks | None) -> Mapping[str, Tensor]:
-        if masks is None:
-            return criterion(model, batches, objective)
-        pruned = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, mask in masks.items():
-                pruned.get_parameter(name).masked_fill_(~mask, 0)
-        return criterion(pruned, batches, objective)
-
-    return score
+def _pruned(model: nn.Module, masks: Masks | None) -> nn.Module:
+    """The model, or a copy of it with the weights pruned by `masks` set to zero."""
+    if masks is not None:
+        model = copy.deepcopy(model)
+        for name, mask in masks.items():
+            model.get_parameter(name).data.masked_fill_(~mask, 0)
+    return model
 
 
 def check_sparsity(sparsity: float | Fraction) -> None:

@@ -1,8 +1,7 @@
 """Compaction: a pruned network -> a smaller network with the same outputs.
 
-It removes the channels that gates have closed, and the channels that masks have made dead: they do not depend on the
-network's input, or its output does not depend on them. A channel that does not depend on the input may still hold a
-constant, from a bias or a BatchNorm's shift. The constant is folded into the layers that read it.
+It removes the channels that gates have closed or masks have made dead: they do not depend on the network's input, or
+its output does not depend on them. Constants that they hold (from biases) are folded into the layers that read them.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32))
     slicing.slice_channels(small, groups, kept)
     _compare(original, small, input_shape)
     _restore(small, model)
-    if "arch" in vars(model):
+    if arch := vars(model).get("arch"):
         before = slicing.shapes(model)
         changed = {name: shape for name, shape in slicing.shapes(small).items() if shape != before[name]}
-        layers = {**vars(model)["arch"].get("layers", {}), **changed}
-        vars(small)["arch"] = {**vars(model)["arch"], **({"layers": layers} if layers else {})}
+        layers = {**arch.get("layers", {}), **changed}
+        vars(small)["arch"] = {**arch, **({"layers": layers} if layers else {})}
     return small
 
 

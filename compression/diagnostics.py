@@ -15,9 +15,7 @@ def prediction_statistics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     logits: (N, K). labels: (N,) int64. Returns float64 scalars on the logits' device:
     correct: samples with the largest logit on the label. cross_entropy: with the label, in nats.
     entropy: of the softmax, in nats, between 0 and log K. max_probability: the largest entry of the softmax.
-
-    The last two show how soft a teacher's outputs are. One explanation why a pruned teacher may teach better (Park and
-    No, arXiv 2109.14960) is that its softer outputs regularise the student.
+    The last two show how soft a teacher's outputs are, which may regularise students (Park and No, arXiv 2109.14960).
     """
     logits = full_precision(logits)
     probabilities = F.softmax(logits, dim=1)

@@ -1,8 +1,7 @@
 """Liveness: which channels of a pruned network depend on its input, and on which of them its output depends.
 
-Both depend only on which weights are zero. They are computed on a copy in which all other weights are positive: there
-no paths cancel and no ReLU is closed, so that a tangent of the input reaches a channel exactly if some path of non-zero
-weights does. The same holds for a gradient from the output.
+Both depend only on which weights are zero. In a copy in which all others are positive no paths cancel and no ReLU is
+closed, so that a tangent of the input, or a gradient of the output, reaches exactly the channels with a non-zero path.
 """
 
 from __future__ import annotations

@@ -130,8 +130,5 @@ def _timm(name: str, weights: str, arguments: Mapping[str, Any]) -> Mapping[str,
     return timm.create_model(full, pretrained=True, **arguments).state_dict()
 
 
-HUBS: dict[str, Callable[[str, str, Mapping[str, Any]], Mapping[str, Tensor]]] = {
-    "timm": _timm,
-    "torchvision": _torchvision,
-}
+HUBS: dict[str, Callable[..., Mapping[str, Tensor]]] = {"timm": _timm, "torchvision": _torchvision}
 """The part of a model's name before its slash -> function that loads weights of that hub."""

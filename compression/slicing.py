@@ -25,8 +25,8 @@ def shape_of(layer: nn.Module) -> dict[str, Any]:
         names = ("in_channels", "out_channels", "groups")
         return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
     if isinstance(layer, nn.Linear):
-        shape = {"in_features": layer.in_features, "out_features": layer.out_features}
-        return {**shape, "bias": layer.bias is not None}
+        bias = layer.bias is not None
+        return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": bias}
     if isinstance(layer, _BatchNorm):
         return {"num_features": layer.num_features}
     assert isinstance(layer, ChannelShortcut)
@@ -128,11 +128,8 @@ def _slice(layer: nn.Module, stays_in: Tensor | None, stays_out: Tensor | None) 
             # Groups are removed as a whole, so the weight's second dimension stays.
             shape["groups"] = int(stays_in.view(shape["groups"], -1).any(dim=1).sum())
             columns = None
-    old = {
-        name: tensor.detach()
-        for name in ("weight", "bias", "running_mean", "running_var")
-        if isinstance(tensor := getattr(layer, name, None), Tensor)
-    }
+    found = {name: getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")}
+    old = {name: tensor.detach() for name, tensor in found.items() if isinstance(tensor, Tensor)}
     resize(layer, shape)
     for name, values in old.items():
         if rows is not None:

@@ -30,8 +30,7 @@ COLUMNS = ("part", "dense_width", "student_width", "dense_weights", "survivors",
 def vgg_widths(survivors: Sequence[int], in_channels: int = 3, kernel: int = 3) -> list[int]:
     """Widths c_l = round(n_l / (kernel^2 c_{l-1})), at least 1, of a chain of convolutions with n_l remaining weights.
 
-    The rounded width of the layer before is used, so that rounding errors do not add up. ValueError that names the
-    first empty layer.
+    The rounded c_{l-1} is used, so that rounding errors do not add up. ValueError that names the first empty layer.
     """
     _check_not_empty("layer", survivors)
     widths = []
@@ -83,10 +82,8 @@ def _check_not_empty(part: str, survivors: Sequence[int]) -> None:
 def plan(model: nn.Module, masks: Masks) -> dict[str, Any]:
     """The student derived from a teacher (made by `compression.models.build`) and its masks, as plain JSON:
 
-    arch: for `compression.models.build`. rows: for each layer (VGG) or stage (ResNet) {"part", "dense_width",
-    "student_width", "dense_weights", "survivors", "student_weights"}. dense_weights, survivors, student_weights: of all
-    convolution and linear layers.
-
+    arch: for `compression.models.build`. rows: a dict of `COLUMNS` for each layer (VGG) or stage (ResNet).
+    dense_weights, survivors, student_weights: of all convolution and linear layers.
     Errors: ValueError for masks of another network, for other families, and for empty layers or stages.
     """
     arch, dense = vars(model)["arch"], prunable(model)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.criteria.base import GradientCriterionConfig, with_fields
 from compression.criteria.chunks import mean_gradients
-from compression.criteria.rounds import Rounds, in_rounds
+from compression.criteria.rounds import Rounds
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
 
-@in_rounds(Rounds(pruned_return=True, num_kept=math.floor))
+@Rounds(pruned_return=True, num_kept=math.floor)
 def force(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -47,7 +47,7 @@ class FORCEConfig(GradientCriterionConfig):
     score = with_fields(force, "chunk_size")
 
 
-@in_rounds(Rounds(num_kept=math.floor))
+@Rounds(num_kept=math.floor)
 def iter_snip(
     model: nn.Module,
     batches: Sequence[Batch],

@@ -41,8 +41,7 @@ def grasp(
     batches: the parts (in the paper two halves of the data), each with its own forward pass and BatchNorm statistics.
     g is the sum of their gradients, a constant; H the sum of their Hessians; both for prunable weights only. The
     authors' code stores the negative and removes the highest, which gives the same order.
-    chunk_size: images scored at once, to save memory (BatchNorm then uses statistics of the chunk); None: a whole
-    part.
+    chunk_size: images scored at once, to save memory (BatchNorm then uses chunk statistics); None: a whole part.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     """
     check_batches(batches)
@@ -63,10 +62,8 @@ def grasp(
                 inner = torch.stack([(g * t).sum() for g, t in zip(with_graph, total, strict=True)]).sum()
                 found = torch.autograd.grad(inner, inputs, materialize_grads=True)
                 products = [p + f for p, f in zip(products, found, strict=True)]
-    return {
-        name.removeprefix("model."): weight.detach() * product
-        for (name, weight), product in zip(weights.items(), products, strict=True)
-    }
+    found = zip(weights.items(), products, strict=True)
+    return {name.removeprefix("model."): weight.detach() * product for (name, weight), product in found}
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ def prospr(
     All parameters take the steps; convolution and linear weights have scores. BatchNorm uses batch statistics.
     batches: one for all steps and the last loss, or steps + 1, one for each.
     first_order: treat the inner gradients as constants (no second derivatives): score = |w * grad L(theta_steps)|.
-    chunk_size: with first_order, images scored at once (BatchNorm then uses statistics of the chunk); None: a whole
-    batch.
+    chunk_size: with first_order, images scored at once (BatchNorm then uses chunk statistics); None: a whole batch.
     Returns parameter name -> score of the parameter's shape, higher is kept. The model is not changed.
     ValueError if the full meta-gradient, which keeps the graphs of all steps, does not fit into free memory.
     """
@@ -88,10 +87,7 @@ def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None
     check_positive(**{"learning rate of the inner steps": lr})
     check_num_images(chunk_size=chunk_size)
     if chunk_size is not None and not first_order:
-        raise ValueError(
-            "chunk_size needs first_order: the full meta-gradient keeps whole steps in memory; use a smaller "
-            "scoring_batch_size instead"
-        )
+        raise ValueError("chunk_size needs first_order; for the full meta-gradient use a smaller scoring_batch_size")
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,10 @@ class Rounds:
     pruned_return: bool = False
     num_kept: Callable[[float], int] = math.ceil
 
-
-def in_rounds(rounds: Rounds) -> Callable[[F], F]:
-    """Decorator for a criterion with other rounds than the default."""
-
-    def declare(criterion: F) -> F:
-        vars(criterion)["rounds"] = rounds
+    def __call__(self, criterion: F) -> F:
+        """Decorator: declares these rounds for a criterion."""
+        vars(criterion)["rounds"] = self
         return criterion
-
-    return declare
 
 
 def rounds_of(criterion: Criterion) -> Rounds:
