@@ -24,7 +24,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
     folder = Path(folder)
     architecture = vars(model).get("arch")
     if architecture is None:
-        raise ValueError(f"this {type(model).__name__} has no description: make it with compression.models.build")
+        raise ValueError(f"this {type(model).__name__} does not say how it is built: use compression.models.build")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     description = {"format": FORMAT, "architecture": architecture}
@@ -43,10 +43,8 @@ def load(folder: Path | str) -> nn.Module:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} contains no {name}: give the folder of a finished run")
     description = json.loads((folder / "arch.json").read_text())
-    if description.get("format") not in range(1, FORMAT + 1):
-        raise ValueError(
-            f"{folder}/arch.json has format {description.get('format')!r}; this version reads 1 to {FORMAT}"
-        )
+    if (found := description.get("format")) not in range(1, FORMAT + 1):
+        raise ValueError(f"{folder}/arch.json has format {found!r}; this version reads formats 1 to {FORMAT}")
     state = load_file(folder / "model.safetensors")
     model = build(description["architecture"])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -45,7 +45,7 @@ def test_an_error_names_the_layer_without_weights():
     model = models.build("vgg11", 10)
     masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
     masks["features.4.weight"][:] = False
-    with pytest.raises(ValueError, match=r"features\.4: the student.s width would be 0"):
+    with pytest.raises(ValueError, match=r"features\.4: its width would be 0"):
         students.plan(model, Masks(masks))
 
 
