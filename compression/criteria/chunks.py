@@ -14,19 +14,15 @@ from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective
 
+Tensors = Mapping[str, Tensor]
+
 
 def detached_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the model's buffers, so that running statistics are not updated in the model."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def total_loss(
-    model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    objective: Objective,
-    batch: Batch,
-) -> Tensor:
+def total_loss(model: nn.Module, parameters: Tensors, buffers: Tensors, objective: Objective, batch: Batch) -> Tensor:
     """The sum of the objective's losses with the given parameters and buffers."""
     losses = objective(lambda images: functional_call(model, {**parameters, **buffers}, (images,)), batch)
     return torch.stack(list(losses.values())).sum()
@@ -52,9 +48,7 @@ class ChunkedLoss:
         self._initial = copy.deepcopy(objective)
         self._objectives = [copy.deepcopy(objective)]
 
-    def parts(
-        self, model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
-    ) -> Iterator[Tensor]:
+    def parts(self, model: nn.Module, parameters: Tensors, buffers: Tensors, batch: Batch) -> Iterator[Tensor]:
         """The terms of the sum, one at a time: compute the gradient of each before the next."""
         chunks = split(batch, self.chunk_size)
         for place, chunk in enumerate(chunks):
@@ -62,12 +56,7 @@ class ChunkedLoss:
             yield loss if len(chunks) == 1 else loss * (len(chunk) / len(batch))
 
     def gradients(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        batch: Batch,
-        inputs: Sequence[Tensor],
+        self, model: nn.Module, parameters: Tensors, buffers: Tensors, batch: Batch, inputs: Sequence[Tensor]
     ) -> list[Tensor]:
         """The gradient of the whole loss by each of `inputs`, without a graph."""
         total: list[Tensor] | None = None
