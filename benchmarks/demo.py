@@ -3,8 +3,6 @@
 python benchmarks/demo.py [--storage DIR]
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -7,8 +7,6 @@ epochs a training, two rounds of pruning. Enough to see that each method does wh
 rank them.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Sequence

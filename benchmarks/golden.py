@@ -8,8 +8,6 @@ in float64. Every epoch is one step, so the history of a run holds the loss of e
 PyTorch versions within RELATIVE_BOUND of each other; a change of a temperature, a mask or a data order is far outside.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

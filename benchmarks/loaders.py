@@ -1,7 +1,5 @@
 """How fast images come from each backend, next to torchvision's own loader and to a mock that reads nothing."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping

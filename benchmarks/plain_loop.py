@@ -1,7 +1,5 @@
 """Steady training next to a plain PyTorch loop with torchvision's ImageFolder and DataLoader, on the same files."""
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 from collections.abc import Iterator

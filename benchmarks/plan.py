@@ -11,8 +11,6 @@ If the data are missing, the official counts and random pixels are used. Without
 GPUs. Options that are not listed are the recipe's own: python pipelines/run.py RECIPE --help.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

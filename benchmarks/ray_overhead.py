@@ -1,7 +1,5 @@
 """What Ray Train adds to a training: the same loop in local processes and under Ray Train, in turns."""
 
-from __future__ import annotations
-
 import os
 import queue
 import tempfile

@@ -1,7 +1,5 @@
 """What stands in for missing data and for trained weights where a run is only timed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which tracked runs make which table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

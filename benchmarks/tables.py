@@ -1,7 +1,5 @@
 """Tables from the tracked runs: `python benchmarks/tables.py [NAME ...]`; without a name, all that have runs."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import difflib

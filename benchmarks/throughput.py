@@ -26,8 +26,6 @@ event of a worker and to the end of its first step. A Ray is started for it on t
 RAY_ADDRESS is set. On GPUs each process has one, and the three groups share them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Timing several things against each other on a machine that other processes use too."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

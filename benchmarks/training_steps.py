@@ -1,7 +1,5 @@
 """Single training steps: what a step costs under each objective and under masks, next to a dense cross-entropy step."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

@@ -3,8 +3,6 @@
 The content is written under a hidden name in the same file system and synced to the disk. A rename publishes it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import uuid

@@ -1,7 +1,5 @@
 """What child processes are given: environment variables, and time to shut down."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping

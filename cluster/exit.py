@@ -1,7 +1,5 @@
 """The end of a command: a cluster sees its exit status only."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Group: how a list of items is to be run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

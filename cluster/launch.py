@@ -4,8 +4,6 @@ An item is any picklable value. A body is a module-level function `body(item, wo
 worker is the item's outcome; what it emits reaches the driver as events.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """A lock on a file that the kernel releases when its holder dies."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -1,7 +1,5 @@
 """OutcomeTracker: what the driver knows of each item, from the reports of its workers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from cluster.stopping import RESUME

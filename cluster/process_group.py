@@ -1,7 +1,5 @@
 """ProcessGroup: collectives, a barrier between items, and a heartbeat for the workers that share an item."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ machine, and the driver of a run with workers there requests a checkpoint. On ot
 the same way when their notice arrives.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

@@ -4,8 +4,6 @@ SIGTERM (`ray job stop`, a spot machine that runs the command is taken away) sto
 checkpoint is enough: the training continues without that machine.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Checks that each worker sees the storage: the driver writes a marker file there, and every worker looks for it."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

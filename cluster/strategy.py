@@ -1,7 +1,5 @@
 """How one or several workers train a model: single, ddp or deepspeed, behind one small interface."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 
 import torch

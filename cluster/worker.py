@@ -1,7 +1,5 @@
 """Worker: a process that runs a body over items. Outcome: the result of one item."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

@@ -1,7 +1,5 @@
 """DeepSpeed's ZeRO: optimiser state (stage 1), gradients too (2) and weights too (3) are split over the workers."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib.util

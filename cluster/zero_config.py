@@ -1,7 +1,5 @@
 """DeepSpeed's configuration: generated from the training, with the user's own values on top."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Allocation: from scores to masks. Counts are exact, and ties are broken in the same way everywhere."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import math

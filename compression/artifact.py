@@ -1,7 +1,5 @@
 """Artefact: a finished network as arch.json and model.safetensors. Loading needs no method code and no pickle."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

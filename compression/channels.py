@@ -1,7 +1,5 @@
 """Channels: the groups of a network's channels that can be removed, verified by removing some."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

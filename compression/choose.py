@@ -1,7 +1,5 @@
 """Checks of arguments: a choice by name, and a list of widths."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import TypeVar

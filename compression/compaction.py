@@ -4,8 +4,6 @@ It removes the channels that gates have closed or masks have made dead: they do 
 its output does not depend on them. Constants that they hold (from biases) are folded into the layers that read them.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Fields that a config got later."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Any
 

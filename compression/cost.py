@@ -3,8 +3,6 @@
 A multiply-accumulate (MAC) is one multiplication and one addition: two floating-point operations (FLOPs).
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -1,7 +1,5 @@
 """Diagnostics: how accurate and how confident a classifier is."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -3,8 +3,6 @@
 python -m compression.export RUN_FOLDER --onnx FILE writes a file that runs without this repository.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy

@@ -1,7 +1,5 @@
 """The cost of a network as a function of the number of channels in each group."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

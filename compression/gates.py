@@ -4,8 +4,6 @@ A gate is 0 or 1. Its parameter m is trained with a surrogate gradient (the poly
 1808.00278). Each channel of a dependency group has a gate where it is read, so that `compact` removes closed channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 

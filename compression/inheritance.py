@@ -1,7 +1,5 @@
 """Initialising a narrower student with weights of its pruned teacher instead of random ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Both depend only on which weights are zero. In a copy in which all others are po
 closed, so that a tangent of the input, or a gradient of the output, reaches exactly the channels with a non-zero path.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -1,7 +1,5 @@
 """Small questions to a module, and its mode for a while."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

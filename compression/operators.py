@@ -1,7 +1,5 @@
 """Operators: whether single channels can be followed through a forward pass."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

@@ -1,7 +1,5 @@
 """Pretrained weights: from a safetensors file, an artefact's folder, or a hub by name. No pickle is loaded."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

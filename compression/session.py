@@ -4,8 +4,6 @@ A method is a function of a Session and its config. Data, devices, workers, chec
 this Protocol, so that a method reads like the algorithm in its paper and needs no code to resume.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Slicing: layers with fewer channels, and the description of their shapes in an artefact."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ in the teacher's. The rule for ResNets was not published. Here a stage's width i
 density, and by a common factor that gives the whole network the number of remaining weights.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Checkpointer: where a training stands, saved and restored."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from typing import Any

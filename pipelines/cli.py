@@ -3,8 +3,6 @@
 The options are the recipe's own parameters and every value of the experiment that it returns.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

@@ -1,7 +1,5 @@
 """RunContext: what one worker knows of the run that it works on. EpochRange: the training stage that it is in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar

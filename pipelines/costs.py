@@ -1,7 +1,5 @@
 """Costs of a finished network: its size, its latency, and what its training took."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

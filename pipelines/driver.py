@@ -1,7 +1,5 @@
 """The driver: from a list of experiments to finished, tracked runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -1,7 +1,5 @@
 """Evaluation: accuracy and loss over a split, each sample counted once whatever the number of workers."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -1,7 +1,5 @@
 """Execute: one experiment on one worker, from the lock to the artefact. This is the body that launchers run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

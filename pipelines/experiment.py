@@ -1,7 +1,5 @@
 """Experiment: everything that can change a result. Placement: where and how it runs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass

@@ -1,7 +1,5 @@
 """FLOP count: floating-point operations of a training, from one step on two images."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from compression import cost

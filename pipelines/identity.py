@@ -1,7 +1,5 @@
 """Identity of an experiment: a hash over every value that can change a result."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

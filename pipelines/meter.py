@@ -1,7 +1,5 @@
 """ThroughputMeter: images per second of each epoch, and how much of its time the training waited for data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 

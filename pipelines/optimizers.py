@@ -1,7 +1,5 @@
 """Optimisers and learning-rate schedules: their configs, and what is built from them."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ OUT gets train.beton, test.beton and, last, manifest.json. A command that is sto
 already exist, the same command does nothing. OUT may be SOURCE, and may hold other files.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,7 +1,5 @@
 """Publisher: brings MLflow up to date with the storage. The storage is the record, MLflow a view of it."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Sequence

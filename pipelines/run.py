@@ -1,7 +1,5 @@
 """Any recipe by its name: python pipelines/run.py RECIPE --help"""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -9,8 +9,6 @@ runs/<identity>/
     result.json               written last: the run is finished
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A finished stage is read from disk, not run again. A training resumes from its l
 resume logic, and a killed run that is started again ends with the same weights as an undisturbed one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """StageStore: the result of one stage on disk, with its order and its costs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Teachers: other experiments whose networks a run needs. Each is run once and shared by all who need it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable

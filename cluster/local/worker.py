@@ -1,7 +1,5 @@
 """The worker's side: a process that `cluster.local.pool` starts, connected to the others by torch's process groups."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os

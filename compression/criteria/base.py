@@ -1,7 +1,5 @@
 """What the configs of criteria share."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """The loss as a function of the parameters: of a whole batch, or in chunks to save memory."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """FORCE and Iter-SNIP: progressive skeletonization (de Jorge et al., ICLR 2021, arXiv 2006.09081)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

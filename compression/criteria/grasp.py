@@ -1,7 +1,5 @@
 """GraSP: gradient signal preservation (Wang et al., ICLR 2020, arXiv 2002.07376)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Magnitude: large weights matter (Han et al., NeurIPS 2015, arXiv 1506.02626)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The memory that a full meta-gradient needs, estimated before it is computed, and the memory that is free."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ProsPr: prospect pruning (Alizadeh et al., ICLR 2022, arXiv 2202.08132)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

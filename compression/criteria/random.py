@@ -1,7 +1,5 @@
 """Random scores: the baseline for every criterion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

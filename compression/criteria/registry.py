@@ -1,7 +1,5 @@
 """Every criterion by name."""
 
-from __future__ import annotations
-
 from compression.criteria.base import CriterionConfig
 from compression.criteria.force import FORCEConfig, IterSNIPConfig
 from compression.criteria.grasp import GraSPConfig

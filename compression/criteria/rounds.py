@@ -1,7 +1,5 @@
 """What a criterion declares about pruning in rounds; `allocation.iterate` uses it."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

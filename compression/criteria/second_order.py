@@ -4,8 +4,6 @@ PyTorch's general second derivatives of these two layers double the cost of a me
 are the same derivatives in closed form, computed with the kernels that training uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

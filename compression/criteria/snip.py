@@ -1,7 +1,5 @@
 """SNIP: single-shot network pruning by connection sensitivity (Lee et al., ICLR 2019, arXiv 1810.02340)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """SynFlow: pruning without data by conserving synaptic flow (Tanaka et al., NeurIPS 2020, arXiv 2006.05467)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Dense training with any objective: the baseline of every pruned network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

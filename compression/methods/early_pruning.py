@@ -4,8 +4,6 @@ With ProsPr as criterion and a self-distillation objective, this is the "simple 
 et al., AAAI 2024, arXiv 2402.00084) compares with. With cross-entropy, it is the method of the criterion's paper.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 

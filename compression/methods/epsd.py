@@ -5,8 +5,6 @@ that self-distillation needs. The pruned network is then trained with the same l
 here the score is ProsPr's meta-gradient (arXiv 2202.08132) of this loss, and each such decision is a config value.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

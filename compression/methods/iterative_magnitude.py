@@ -5,8 +5,6 @@ Three ways to train again: rewind the weights to an early epoch (lottery ticket:
 2003.02389), or keep the weights and restart the whole schedule (as Prune-then-Distill's code retrains its teachers).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """A network that was trained elsewhere, as a teacher or for comparison."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

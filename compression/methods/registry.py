@@ -1,7 +1,5 @@
 """Every method by name."""
 
-from __future__ import annotations
-
 from compression.methods.base import MethodConfig
 from compression.methods.dense import Dense
 from compression.methods.early_pruning import EarlyPruning

@@ -1,7 +1,5 @@
 """Any classifier of timm or torchvision by name, with random weights, and MobileNetV2."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

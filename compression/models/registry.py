@@ -1,7 +1,5 @@
 """Every architecture under one name, and the description from which an artefact builds it again."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Callable

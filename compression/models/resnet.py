@@ -1,7 +1,5 @@
 """torchvision's ResNets for ImageNet and, with another stem, for small images, optionally with other widths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

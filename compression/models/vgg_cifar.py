@@ -1,7 +1,5 @@
 """VGG with BatchNorm for small images (Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556), with any widths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Objective: a loss that may use several images of a sample and may have state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

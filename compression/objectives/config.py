@@ -1,7 +1,5 @@
 """What the configs of objectives share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Cross-entropy: the baseline objective."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """CS-KD: class-wise self-knowledge distillation (Yun et al., CVPR 2020, arXiv 2003.13964)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """DLB: self-distillation from the last mini-batch (Shen et al., CVPR 2022, arXiv 2203.16172)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

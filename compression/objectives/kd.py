@@ -1,7 +1,5 @@
 """KD: knowledge distillation from a trained teacher (Hinton, Vinyals and Dean, arXiv 1503.02531)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Label smoothing (Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv 1512.00567)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

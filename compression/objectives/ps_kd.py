@@ -1,7 +1,5 @@
 """PS-KD: self-knowledge distillation from the previous epoch (Kim et al., ICCV 2021, arXiv 2006.12000)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

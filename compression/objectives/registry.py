@@ -1,7 +1,5 @@
 """Every objective by name."""
 
-from __future__ import annotations
-
 from compression.objectives.config import ObjectiveConfig
 from compression.objectives.cross_entropy import CrossEntropyConfig
 from compression.objectives.cs_kd import CSKDConfig

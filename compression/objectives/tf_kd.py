@@ -1,7 +1,5 @@
 """Tf-KD: teacher-free knowledge distillation (Yuan et al., CVPR 2020, arXiv 1909.11723)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

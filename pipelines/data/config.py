@@ -1,7 +1,5 @@
 """Configuration of the data of an experiment: frozen values, part of its identity and options of the command line."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 

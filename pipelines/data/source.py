@@ -1,7 +1,5 @@
 """The interface of every data source: named parts whose samples any process can read by row number."""
 
-from __future__ import annotations
-
 import io
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Open the data of a config in its backend."""
 
-from __future__ import annotations
-
 import torch
 
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, Images, TinyImageNet

@@ -1,7 +1,5 @@
 """CIFAR-10, CIFAR-100 and Tiny-ImageNet from the official archives, and any other small images in folders."""
 
-from __future__ import annotations
-
 from pipelines.data.config import CIFAR10, CIFAR100, Digits, Images, TinyImageNet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, MultiStep

@@ -1,7 +1,5 @@
 """CUB-200-2011 (200 kinds of birds) from its official folder, or prepared for FFCV."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

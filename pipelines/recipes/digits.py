@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that come with the package."""
 
-from __future__ import annotations
-
 from pipelines.data.config import Digits
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Cosine

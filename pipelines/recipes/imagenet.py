@@ -1,7 +1,5 @@
 """ImageNet (ILSVRC-2012) from the official archives, the usual folders, or prepared for FFCV."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

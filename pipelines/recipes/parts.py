@@ -3,8 +3,6 @@
 The help of an option lists the names of its registry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any

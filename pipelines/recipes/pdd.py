@@ -1,7 +1,5 @@
 """PDD: pruning during distillation (Dan et al., Cognitive Computation 2024) on CIFAR-10, CIFAR-100 and ImageNet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from compression.choose import choose

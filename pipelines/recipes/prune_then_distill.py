@@ -1,7 +1,5 @@
 """Prune-then-Distill (Park & No, ECCV 2022) on CIFAR-100, Tiny-ImageNet and ImageNet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

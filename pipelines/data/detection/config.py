@@ -1,7 +1,5 @@
 """Configuration of data for detection; as in `pipelines/data/config.py`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

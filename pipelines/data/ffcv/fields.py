@@ -1,7 +1,5 @@
 """Encode samples for a .beton file: resize the image, store it as pixels or as JPEG, pad the boxes."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ data, which start at a multiple of the page size (no region crosses a page bound
 A test compares this description with FFCV.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

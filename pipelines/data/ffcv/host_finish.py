@@ -1,7 +1,5 @@
 """The last steps on the CPU, split over threads: flip, convert and normalise with a lookup table."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Check that FFCV is installed, before anything is read or written with it."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 The caller starts the threads: numba's own (`prange`) can be used neither by several threads at once nor before a fork.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """FFCV's JPEG decoder alone, without the import of FFCV, which takes seconds."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Write one part of a data set into one .beton file: encode in processes, write in order, count, compute sha256."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import closing
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Data sets held in memory as uint8 arrays."""
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

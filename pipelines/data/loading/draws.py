@@ -3,8 +3,6 @@
 So a skipped epoch, another batch composition, another number of workers or another backend changes no random number.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 

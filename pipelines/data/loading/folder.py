@@ -1,7 +1,5 @@
 """The backend for the official files: processes decode and crop, the device flips and normalises."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 

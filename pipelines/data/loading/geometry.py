@@ -3,8 +3,6 @@
 This depends only on random draws and the size of the image, so all backends make the same picture of a sample.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The backend for data sets that fit into device memory: uint8 images stay there, and no step waits for the host."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

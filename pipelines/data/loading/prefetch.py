@@ -1,7 +1,5 @@
 """Compute the items of a generator in advance, in a thread."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections import deque

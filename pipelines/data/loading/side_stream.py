@@ -1,7 +1,5 @@
 """A CUDA stream for preparing batches in parallel with the training."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 

@@ -1,7 +1,5 @@
 """Stratified splits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Requests of the loader to a backend, and the last steps that all backends share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Writes a source as train.beton, test.beton and manifest.json, which the ffcv backend reads."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict

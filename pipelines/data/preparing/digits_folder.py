@@ -1,7 +1,5 @@
 """Writes scikit-learn's digits in the official layouts of larger sets, so that their readers run on a laptop."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """manifest.json, which describes the files of `pipelines/prepare.py`. It is written last: with it, all files exist."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Maps a function over items with a pool of processes; results come in the order of the items."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -1,7 +1,5 @@
 """The data sets of `pipelines/prepare.py`: how each is read, and how its images are stored."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

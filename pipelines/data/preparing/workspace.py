@@ -1,7 +1,5 @@
 """A temporary folder beside a result, in which it is made before it is published."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

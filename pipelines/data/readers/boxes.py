@@ -1,7 +1,5 @@
 """Reads the objects of an image from Pascal VOC's XML files."""
 
-from __future__ import annotations
-
 import math
 from xml.etree import ElementTree
 

@@ -1,7 +1,5 @@
 """Shared by the readers: official counts, lines of text files, file sizes and fingerprints."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 from their official archives of pickles."""
 
-from __future__ import annotations
-
 import hashlib
 import tarfile
 import zlib

@@ -1,7 +1,5 @@
 """CUB-200-2011 from its official folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads the official files that an experiment's data config names."""
 
-from __future__ import annotations
-
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
 from pipelines.data.readers import cifar, cub, imagenet, images, tiny_imagenet
 from pipelines.data.source import Source

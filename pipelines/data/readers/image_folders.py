@@ -1,7 +1,5 @@
 """Folders of images, <part>/<class>/*, and the centre crop of an image."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

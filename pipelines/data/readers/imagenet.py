@@ -1,7 +1,5 @@
 """ImageNet (ILSVRC-2012) from its official tars, read in place, or from the usual folders."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

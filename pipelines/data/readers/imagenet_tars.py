@@ -1,7 +1,5 @@
 """ImageNet's official archives, read in place: a tar with one tar per class, a tar of images, and the labels."""
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile

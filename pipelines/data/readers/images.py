@@ -1,7 +1,5 @@
 """Any folder of images: train/<class>/* with test/<class>/* or val/<class>/*. It has no official counts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipelines.data.readers import checks, image_folders

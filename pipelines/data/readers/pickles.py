@@ -4,8 +4,6 @@ A pickle can call any function of any module. CIFAR's pickles only need numpy ar
 from checked values, because numpy's own functions trust the types and sizes in a pickle.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -1,7 +1,5 @@
 """The members of an uncompressed tar, also of one inside another tar."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tiny-ImageNet (200 classes, 64 pixels) from its official zip, read in place, or from the unpacked folder."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Sequence

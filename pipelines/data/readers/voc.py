@@ -1,7 +1,5 @@
 """Pascal VOC 2007 and 2012 from the official folder VOCdevkit: detection and segmentation."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Parts of Pascal VOC: images with boxes, or with a class per pixel."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
