@@ -36,8 +36,7 @@ def check_memory(model: nn.Module, batch: Batch, objective: Objective, steps: in
 def meta_gradient_bytes(model: nn.Module, batch: Batch, objective: Objective, steps: int) -> int:
     """Estimated additional peak memory of a full meta-gradient through `steps` steps of `batch`.
 
-    Extrapolated linearly from the tensors that autograd keeps for the loss and for its gradient with 2 and with 4 of
-    the images. The random number generators are not changed.
+    Extrapolated from the tensors that autograd keeps with 2 and with 4 images. Random numbers are not changed.
     """
     devices = [batch.images.device] if batch.images.is_cuda else []
     with torch.random.fork_rng(devices), in_mode(model, training=True):
