@@ -1,8 +1,7 @@
 """Dependencies: which channels of a network must be removed together, from torch-pruning's dependency graph.
 
-A channel is made by some layers (their outputs), carried by others (BatchNorm, grouped convolutions) and read by the
-next layers (their inputs). Channels that are added or multiplied, as in a residual stream, count as one channel. The
-channels that the same layers make, carry and read form a group (Fang et al., CVPR 2023, arXiv 2301.12900).
+Some layers make a channel (outputs), others carry it (BatchNorm, grouped convolutions) or read it (inputs). Channels
+that are added or multiplied, as in a residual stream, count as one (Fang et al., CVPR 2023, arXiv 2301.12900).
 """
 
 from __future__ import annotations
@@ -99,10 +98,7 @@ def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tenso
     from torch_pruning.ops import _OutputOp
 
     class ShortcutPruner(torch_pruning.function.BasePruningFunc):
-        """Declares option A's shortcut as a layer that reads some channels and makes others.
-
-        Otherwise torch-pruning treats its operators as element-wise and couples unrelated channels.
-        """
+        """Declares option A's shortcut as a layer: its element-wise operators would couple unrelated channels."""
 
         TARGET_MODULES = ChannelShortcut  # type: ignore[assignment]
 

@@ -204,8 +204,7 @@ def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def remove(model: nn.Module) -> None:
     """Remove the gates from `model`, in place. Weights that read closed channels become zero; the others stay."""
-    handle = of(model)
-    if handle is None:
+    if (handle := of(model)) is None:
         return
     opened = handle.open()
     half = [group.name for group in handle.groups if ((values := handle.of(group)()) * (1 - values)).any()]

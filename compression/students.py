@@ -1,8 +1,7 @@
 """Students: the dense, narrower network derived from a pruned teacher.
 
 Prune-then-Distill (Park and No, ECCV 2022, arXiv 2109.14960): each layer of the student has as many weights as are left
-in the teacher's. The rule for ResNets was not published. Here a stage's width is multiplied by the square root of its
-density, and by a common factor that gives the whole network the number of remaining weights.
+in the teacher's. The rule for ResNets was not published: ours is that of `resnet_stage_widths`.
 """
 
 import itertools

@@ -44,10 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         done = run(options)
-    except (ValueError, OSError) as error:
-        return _complain(f"error: {error}", 2)
-    except RuntimeError as error:
-        return _complain(f"error: {error}", 1)
+    except (ValueError, OSError, RuntimeError) as error:
+        return _complain(f"error: {error}", 1 if isinstance(error, RuntimeError) else 2)
     except KeyboardInterrupt:
         return _complain("stopped; nothing was written", 130)
     finally:
@@ -89,9 +87,8 @@ def show(done: Manifest, console: Console) -> None:
     """Print what was written, and which images were converted or left out."""
     lines = [f"{done.name} is prepared in {done.folder} (fingerprint {done.fingerprint})"]
     for part in done.parts.values():
-        lines.append(
-            f"  {part.file}: {part.samples:,} images ({part.raw:,} raw, {part.jpeg:,} JPEG), {part.bytes / 1e6:,.1f} MB"
-        )
+        counts = f"{part.samples:,} images ({part.raw:,} raw, {part.jpeg:,} JPEG)"
+        lines.append(f"  {part.file}: {counts}, {part.bytes / 1e6:,.1f} MB")
         if part.converted:
             lines.append(f"    {part.converted:,} were not RGB, or had a JPEG's name and another format: converted")
         if part.left_out:
@@ -132,13 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--preset", choices=list(PRESETS), help="see above; the options below override it")
     how.add_argument("--write", choices=["raw", "jpg", "mix"], help="as pixels, as JPEG, or a mix")
     how.add_argument("--jpeg-share", type=float, metavar="P", help="share of JPEG in a mix, 0 to 1 (default 0.5)")
-    how.add_argument(
-        "--quality", type=int, metavar="Q", help="of JPEG, 1 to 95 (default 90); fitting RGB JPEGs stay as is"
-    )
+    help_quality = "of JPEG, 1 to 95 (default 90); fitting RGB JPEGs stay as is"
+    how.add_argument("--quality", type=int, metavar="Q", help=help_quality)
     how.add_argument("--max-side", type=int, metavar="N", help="larger images are resized to this longest side")
-    how.add_argument(
-        "--image-size", type=int, metavar="N", help="of images: short side resized, centre crop (default 64)"
-    )
+    help_size = "of images: short side resized, centre crop (default 64)"
+    how.add_argument("--image-size", type=int, metavar="N", help=help_size)
     return parser
 
 

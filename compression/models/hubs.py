@@ -5,8 +5,7 @@ from typing import Any
 from torch import nn
 
 AUXILIARY = ("googlenet", "inception_v3")
-"""In train mode these return several logits, which objectives do not support. They are built without auxiliary heads,
-and with the input scaling that their published weights expect."""
+"""Built without auxiliary heads (objectives take one tensor of logits), with the input scaling of their weights."""
 
 
 def timm_names() -> list[str]:

@@ -31,8 +31,7 @@ class KD(Objective):
 
     The teacher (a module or any callable images -> logits) runs in eval mode and without a graph. It is not part of the
     state, and copies of the objective share it. `setup` raises ValueError if its classes are not those of the data.
-    cache: store its logits for each sample; only for data without augmentation (see `Teacher`). The cache is not part
-    of the state: it is filled again after a resume.
+    cache: as of `Teacher`. It is not part of the state: it is filled again after a resume.
     """
 
     def __init__(
@@ -72,9 +71,8 @@ def log_target_divergence(teacher_logits: Tensor, student_logits: Tensor, temper
     """Mean over the N * K entries of -log softmax(teacher / T) * log softmax(student / T), for comparison only.
 
     PDD's published code passes log-probabilities to PyTorch's `kl_div`, which expects probabilities, with reduction
-    "mean" and without T^2. The value contains the logarithm of a negative number: nan with recent PyTorch. The gradient
-    is finite. It is the gradient of this expression, which omits the part that does not depend on the student. This is
-    not a divergence: it is not minimal for equal outputs.
+    "mean" and without T^2: nan with recent PyTorch, but with the finite gradient of this expression. This is not a
+    divergence: it is not minimal for equal outputs.
     """
     check_same_classes(teacher_logits, student_logits)
     teacher = F.log_softmax(full_precision(teacher_logits).detach() / temperature, dim=1)

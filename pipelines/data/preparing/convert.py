@@ -54,11 +54,8 @@ def _found(job: Job, out: Path) -> Manifest | None:
     if not (out / manifest.FILE).exists():
         return None
     found = manifest.parse(out)
-    differences = [
-        f"{name}: was {before}, now {now}"
-        for name, before, now in _compared(found, _manifest(job, {}, {}))
-        if before != now
-    ]
+    compared = _compared(found, _manifest(job, {}, {}))
+    differences = [f"{name}: was {before}, now {now}" for name, before, now in compared if before != now]
     if differences:
         raise ValueError(
             f"{out} is already prepared, but from another source or with other options ({'; '.join(differences)}): "
@@ -107,10 +104,5 @@ def _manifest(job: Job, parts: Mapping[str, PartFile], versions: Mapping[str, st
 def _versions() -> dict[str, str]:
     import cv2
 
-    return {
-        "python": platform.python_version(),
-        "ffcv": version("ffcv"),
-        "pillow": PIL.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }
+    packages = {"pillow": PIL.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
+    return {"python": platform.python_version(), "ffcv": version("ffcv"), **packages}

@@ -16,13 +16,9 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-        )
-        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_interactive)
+        speed = TextColumn("{task.fields[speed]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_interactive)
         self._task: TaskID | None = None
         self._what = ""
         self._start = self._last = 0.0

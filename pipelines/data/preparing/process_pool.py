@@ -33,10 +33,7 @@ class WorkerDied(RuntimeError):
 
 
 def in_order(
-    task: Callable[[Item], Result],
-    items: Sequence[Item],
-    workers: int,
-    preloaded: Sequence[str] = (),
+    task: Callable[[Item], Result], items: Sequence[Item], workers: int, preloaded: Sequence[str] = ()
 ) -> Generator[Result, None, None]:
     """task(item) for each item, with `workers` processes (0: in this one). The task is sent to each process once.
 

@@ -39,11 +39,11 @@ def _voc(*years: str) -> Set:
     return Set(lambda root, name: _readers().voc.read(root, years, "detection"), FFCV_IMAGENET, what)
 
 
+_CIFAR = Set(lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder")
+
 SETS: dict[str, Set] = {
-    "cifar10": Set(lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder"),
-    "cifar100": Set(
-        lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder"
-    ),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
     "tiny_imagenet": Set(lambda root, name: _readers().tiny_imagenet.read(root), Storage(64, None), "zip or folder"),
     "imagenet": Set(
         lambda root, name: _readers().imagenet.read(root, name),

@@ -45,11 +45,9 @@ class Whole:
 
 def unlike(found: int, official: int, what: str) -> tuple[str, ...]:
     """The difference from the official count as text, such as "100 of 200 classes"; (): there is none."""
-    if found == official:
-        return ()
-    return (
-        (f"{found:,} of {official:,} {what}",) if found < official else (f"{found:,} {what} instead of {official:,}",)
-    )
+    if found > official:
+        return (f"{found:,} {what} instead of {official:,}",)
+    return (f"{found:,} of {official:,} {what}",) if found < official else ()
 
 
 def some(names: Sequence[str]) -> str:

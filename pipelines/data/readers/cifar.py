@@ -15,8 +15,20 @@ from torchvision import datasets
 
 from pipelines.data.readers import pickles
 from pipelines.data.readers.checks import Whole
-from pipelines.data.readers.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
 from pipelines.data.source import RGB, Pixels, Source
+
+# In the order of their labels, as in the archives' meta files; CIFAR-100's fine classes.
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR10_CLASSES, CIFAR100_CLASSES = tuple(_CIFAR10.split()), tuple(_CIFAR100.split())
 
 
 @dataclass(frozen=True)
@@ -41,16 +53,8 @@ class Archive:
 
 def _archive(known: type[datasets.CIFAR10], **others: Any) -> Archive:
     """With torchvision's names, address and md5 sums."""
-    return Archive(
-        file=known.filename,
-        url=known.url,
-        md5=known.tgz_md5,
-        folder=known.base_folder,
-        train=known.train_list,
-        test=known.test_list,
-        meta=known.meta,
-        **others,
-    )
+    files, folder = (known.train_list, known.test_list, known.meta), known.base_folder
+    return Archive(known.filename, known.url, known.tgz_md5, folder, *files, **others)
 
 
 ARCHIVES: dict[str, Archive] = {
@@ -190,9 +194,7 @@ def _batch(archive: Archive, content: bytes, where: str) -> tuple[np.ndarray, Te
 
 def _fingerprint(parts: Mapping[str, Pixels]) -> str:
     digest = hashlib.sha256()
-    for name in ("train", "test"):
-        part = parts[name]
-        digest.update(repr(part.pixels.shape).encode())
-        digest.update(part.labels.numpy().tobytes())
-        digest.update(part.pixels.data)
+    for part in (parts["train"], parts["test"]):
+        for data in (repr(part.pixels.shape).encode(), part.labels.numpy().tobytes(), part.pixels.data):
+            digest.update(data)
     return digest.hexdigest()[:16]

@@ -5,15 +5,15 @@ import os
 import tarfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pipelines.data.readers import checks
-from pipelines.data.readers.tars import Member, members
 from pipelines.data.source import TarMembers
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -26,6 +26,16 @@ _WHAT = {
     DEVKIT: "the development kit (Task 1 & 2), which has the labels of the validation images",
 }
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """A file in a tar. start, size: its first byte in the file on disk, and its length."""
+
+    name: str
+    start: int
+    size: int
+
 
 Sample = tuple[str, str, Member]
 """(wnid, file name, member of the tar). Sorted, they have the order of the unpacked folders."""
@@ -149,6 +159,26 @@ def _part(path: Path, samples: Sequence[Sample], classes: Sequence[str]) -> TarM
         names=np.array([os.fsencode(member.name) for _, _, member in samples]),
         labels=torch.tensor([number[wnid] for wnid, _, _ in samples], dtype=torch.int64),
     )
+
+
+def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -> list[Member]:
+    """The files of the tar in bytes `start` to `end` (None: the end) of `file`; `name`: of the tar.
+
+    ValueError: it is damaged or truncated.
+    """
+    end = file.seek(0, os.SEEK_END) if end is None else end
+    file.seek(start)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:  # starts at the current position
+            found = [Member(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+            stopped = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{name} is not a readable tar archive ({error}): download it again") from error
+    # tarfile stops silently at a damaged header. The real end is a block of zeros.
+    file.seek(stopped)
+    if stopped + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
+        raise ValueError(f"{name} is damaged or truncated after {len(found)} files: download it again")
+    return found
 
 
 def _is_image(member: Member) -> bool:

@@ -36,11 +36,10 @@ class _Unpickler(pickle.Unpickler):
     refused = ""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module, name))
-        if known is None:
+        if (module, name) not in _KNOWN:
             self.refused = f"{module}.{name}"
             raise pickle.UnpicklingError(f"{self.refused} is refused")
-        return known
+        return _KNOWN[module, name]
 
 
 class _Bytes:
