@@ -1,9 +1,8 @@
-"""From MLflow to results/runs.parquet: one row for each experiment that has finished (results/README.md has units)."""
+"""From MLflow to results/runs.parquet: one row for each finished experiment (results/README.md has the units)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from cluster.tracking import Tracker
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Row = dict[str, Any]
 
 TAGS: dict[str, type] = {
     "recipe": str,
@@ -62,18 +63,15 @@ METRICS: dict[str, tuple[str, type]] = {
 def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
     """Merge the finished runs of `suite` into `parquet`; how many there are.
 
-    One row per suite and identity, the run started last wins; other rows stay. Equal content gives equal bytes.
-    ValueError if there is no store, no such suite, no finished run, or a file with other columns.
+    Of several runs of one suite and identity the one that was started last is kept; other rows stay. Equal content
+    gives equal bytes. ValueError: there is no store, no such suite or no finished run, or the file has other columns.
     """
     found = [run for run in tracker(tracking_uri).search(suite) if run["status"] == "FINISHED"]
     rows = [_row(suite, run) for run in found if "identity" in run["tags"]]
     if not rows:
         raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in [*(read_runs(parquet) if parquet.exists() else []), *rows]:
-        place = (row["suite"], row["identity"])
-        if place not in newest or _age(row) >= _age(newest[place]):
-            newest[place] = row
+    all_rows = [*(read_runs(parquet) if parquet.exists() else []), *rows]
+    newest = {(row["suite"], row["identity"]): row for row in sorted(all_rows, key=_age)}
     _write_runs(parquet, [newest[place] for place in sorted(newest)])
     return len(rows)
 
@@ -85,10 +83,10 @@ def tracker(tracking_uri: str) -> Tracker:
     return Tracker(tracking_uri)
 
 
-def read_runs(parquet: Path) -> list[dict[str, Any]]:
-    """The rows of `parquet`; ValueError if it is missing, damaged, or has other columns than `schema()`.
+def read_runs(parquet: Path) -> list[Row]:
+    """The rows of `parquet`. A metric that an older file does not have is None.
 
-    A metric that an older file does not have is None.
+    ValueError: the file is missing or damaged, or has other columns than `schema()`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,15 +125,17 @@ def schema() -> pa.Schema:
     )
 
 
-def _row(suite: str, run: dict[str, Any]) -> dict[str, Any]:
+def _row(suite: str, run: Row) -> Row:
     tags, metrics = run["tags"], run["metrics"]
+    # MLflow keeps every metric as a float; counts are whole.
+    numbers = {name: (metrics.get(key), kind) for name, (key, kind) in METRICS.items()}
     return {
         "run_id": run["run_id"],
         "identity": tags["identity"],
         "suite": suite,
         "name": run["name"],
         **{name: _parsed(run["run_id"], name, kind, tags.get(name)) for name, kind in TAGS.items()},
-        **{name: _number(kind, metrics.get(key)) for name, (key, kind) in METRICS.items()},
+        **{name: round(v) if kind is int and v is not None else v for name, (v, kind) in numbers.items()},
         "started": _time(run["started_ms"]),
         "finished": _time(run["ended_ms"]),
         "params": json.dumps(run["params"], sort_keys=True),
@@ -145,33 +145,21 @@ def _row(suite: str, run: dict[str, Any]) -> dict[str, Any]:
 def _parsed(run_id: str, tag: str, kind: type, text: str | None) -> Any:
     if text is None:
         return None
-    parse: Callable[[str], Any] = _flag if kind is bool else kind
     try:
-        return parse(text)
-    except ValueError as error:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
         raise ValueError(f"run {run_id}: tag orchard.{tag} is {text!r}, which is no {kind.__name__}") from error
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def _number(kind: type, value: float | None) -> float | int | None:
-    # MLflow keeps every metric as a float; counts are whole.
-    return round(value) if kind is int and value is not None else value
 
 
 def _time(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)
 
 
-def _age(row: dict[str, Any]) -> tuple[datetime, str]:
+def _age(row: Row) -> tuple[datetime, str]:
     return row["started"], row["run_id"]
 
 
-def _write_runs(parquet: Path, rows: list[dict[str, Any]]) -> None:
+def _write_runs(parquet: Path, rows: list[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks.timing import Row, machine, median_ratio, noise_floor, ratios, wall_clock
-from compression import models
+from benchmarks.timing import Row, Setting, machine, noise_floor, ratios, wall_clock
+from benchmarks.training_steps import Trainee, build
+from compression.batch import Batch
+from compression.objectives import CrossEntropy
 from pipelines.data.config import Augmentation
 from pipelines.data.ffcv.beton import Beton
 from pipelines.data.ffcv.part_writer import Job
@@ -26,31 +26,20 @@ from pipelines.data.loader import Loader
 from pipelines.data.loading.arrays import read_whole
 from pipelines.data.loading.folder import FolderStore
 from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
-from pipelines.data.loading.views import Finish, Opened
+from pipelines.data.loading.memory import MemoryStore
+from pipelines.data.loading.views import Finish, Opened, Store
 from pipelines.data.preparing.convert import prepare
 from pipelines.data.preparing.digits_folder import write_digits_as_imagenet
 from pipelines.data.preparing.sets import storage
 from pipelines.data.source import Files, Source
-from pipelines.data.stores import in_memory
+from pipelines.experiment import Training
+from pipelines.meter import ThroughputMeter
+from pipelines.optimizers import SGD
 
-Images = tuple[Tensor, Tensor]
-"""(N, 3, H, W) float and (N,) int64, normalised and on the device."""
-
-Epoch = Callable[[], Iterator[Images]]
+Epoch = Callable[[], Iterator[Batch]]
 
 MOST_IMAGES = 10_000
 """Of a larger data set only so many are read: the speed of a loader does not depend on the rest."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """`rounds` turns of each loader, with `steps` training steps in each; `workers` decode for each loader."""
-
-    batch_size: int
-    workers: int
-    rounds: int
-    steps: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -109,69 +98,53 @@ def _subject(name: str, root: Path, geometry: Geometry, model: str) -> Subject:
 
 def contenders(subject: Subject, setting: Setting, scratch: Path) -> dict[str, Epoch]:
     """For each loader an epoch of the training images; `scratch` is for the files of FFCV's format."""
+    source, shape, device, workers = subject.source, subject.geometry, setting.device, setting.workers
+    finish = Finish(source.mean, source.std, device, torch.float32)
+    betons = _prepare(subject, scratch, workers)
     found: dict[str, Epoch] = {"torchvision": _torchvision(subject, setting)}
     if subject.fixed:
-        augmentation = Augmentation(crop_padding=4, flip=True)
-        arrays = read_whole(subject.source, subject.geometry.size)
-        found["memory"] = _ours(in_memory(arrays, augmentation, setting.device, torch.float32), setting)
-    found["ffcv"] = _ours(_prepared(subject, setting, scratch), setting)
-    found["folder"] = _ours(_folder(subject, setting), setting)
+        arrays = read_whole(source, shape.size)
+        memory = MemoryStore(arrays, Augmentation(crop_padding=4, flip=True), device, torch.float32)
+        found["memory"] = _loader(memory, subject, setting, source.parts)
+    found["ffcv"] = _loader(BetonStore(betons, shape, finish, workers), subject, setting, betons)
+    found["folder"] = _loader(FolderStore(source.parts, shape, finish, workers), subject, setting, source.parts)
     batch = next(found["folder"]())
     # The same batch again and again: no loader can be faster.
     found["mock"] = found["mock_again"] = lambda: itertools.repeat(batch, len(subject.rows) // setting.batch_size)
     return found
 
 
-def _ours(opened: Opened, setting: Setting) -> Epoch:
+def _loader(store: Store, subject: Subject, setting: Setting, files: Mapping[str, Any]) -> Epoch:
+    """Epochs of a backend. files: "train" and "test" -> what has their labels."""
+    labels, size = {name: part.labels for name, part in files.items()}, subject.geometry.size
+    opened = Opened(store, labels, len(subject.source.classes), (3, size, size), "benchmark")
     loader, epochs = Loader(opened, 0.0, seed=0), itertools.count()
-
-    def epoch() -> Iterator[Images]:
-        with closing(loader.epoch("train", next(epochs), setting.batch_size, frozenset())) as batches:  # pyright: ignore
-            for batch in batches:
-                yield batch.images, batch.labels
-
-    return epoch
+    return lambda: loader.epoch("train", next(epochs), setting.batch_size, frozenset())
 
 
-def _folder(subject: Subject, setting: Setting) -> Opened:
-    source, size = subject.source, subject.geometry.size
-    finish = Finish(source.mean, source.std, setting.device, torch.float32)
-    store = FolderStore(source.parts, subject.geometry, finish, setting.workers)
-    labels = {name: part.labels for name, part in source.parts.items()}
-    return Opened(store, labels, len(source.classes), (3, size, size), "benchmark")
-
-
-def _prepared(subject: Subject, setting: Setting, scratch: Path) -> Opened:
+def _prepare(subject: Subject, scratch: Path, workers: int) -> dict[str, Beton]:
     """The same images as `prepare` stores them by default: of fixed size as pixels, photographs half as JPEG."""
-    kind = "images" if subject.fixed else "imagenet"
-    size = subject.geometry.size
-    job = Job(kind, subject.source, storage(kind, image_size=size if subject.fixed else None))
-    found = prepare(job, scratch, setting.workers)
-    files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
-    finish = Finish(found.mean, found.std, setting.device, torch.float32)
-    store = BetonStore(files, subject.geometry, finish, setting.workers)
-    return Opened(store, {n: f.labels for n, f in files.items()}, len(found.classes), (3, size, size), "benchmark")
+    kind, size = ("images", subject.geometry.size) if subject.fixed else ("imagenet", None)
+    found = prepare(Job(kind, subject.source, storage(kind, image_size=size)), scratch, workers)
+    return {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
 
 
 def _torchvision(subject: Subject, setting: Setting) -> Epoch:
     """ImageFolder and DataLoader as in torchvision's own examples."""
-    size = subject.geometry.size
+    size, device = subject.geometry.size, setting.device
     crop = transforms.RandomCrop(size, padding=4) if subject.fixed else transforms.RandomResizedCrop(size)
     normalise = transforms.Normalize(subject.source.mean, subject.source.std)
     steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalise]
     subject.folder.transform = transforms.Compose(steps)
+    images, pin = Subset(subject.folder, subject.rows), device.type == "cuda"
     loader = DataLoader(
-        Subset(subject.folder, subject.rows),
-        batch_size=setting.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=setting.workers,
-        pin_memory=setting.device.type == "cuda",
+        images, setting.batch_size, shuffle=True, drop_last=True, num_workers=setting.workers, pin_memory=pin
     )
 
-    def epoch() -> Iterator[Images]:
+    def epoch() -> Iterator[Batch]:
         for images, labels in loader:
-            yield images.to(setting.device, non_blocking=True), labels.to(setting.device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            yield Batch(images.to(device, non_blocking=True), labels, index=labels)
 
     return epoch
 
@@ -180,16 +153,18 @@ def measure(subject: Subject, setting: Setting, scratch: Path) -> list[Row]:
     """A row for each loader. They take turns, so that all of them see the machine equally busy."""
     epochs = contenders(subject, setting, scratch)
     loading: dict[str, list[float]] = {name: [] for name in epochs}
-    training: dict[str, list[tuple[float, float]]] = {name: [] for name in epochs}
-    trainee = Trainee(subject, setting)
+    training: dict[str, list[dict[str, float]]] = {name: [] for name in epochs}
+    settings = Training(batch_size=setting.batch_size, optimizer=SGD(lr=0.01))
+    model = build(subject.model, len(subject.source.classes), settings, setting.device)
+    trainee = Trainee(settings, model, CrossEntropy(), iter(()), None)
     for turn in range(setting.rounds + 1):  # the first is a warm-up
         names = list(epochs)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rate = load(epochs[name], setting)
-            rates = trainee.train(epochs[name]())
+            metrics = train(trainee, epochs[name](), setting)
             if turn:
                 loading[name].append(rate)
-                training[name].append(rates)
+                training[name].append(metrics)
     return rows(subject, setting, loading, training)
 
 
@@ -197,56 +172,36 @@ def load(epoch: Epoch, setting: Setting) -> float:
     """Images per second of a whole epoch; starting the loader counts."""
     now = wall_clock(setting.device)
     start, num = now(), 0
-    for images, _ in epoch():
-        num += len(images)
+    for batch in epoch():
+        num += len(batch)
     return num / (now() - start)
 
 
-class Trainee:
-    """A network in training that takes its images from any loader."""
+def train(trainee: Trainee, batches: Iterator[Batch], setting: Setting) -> dict[str, float]:
+    """images_per_second of some steps, and data_wait: the share of their time spent waiting for the next batch.
 
-    def __init__(self, subject: Subject, setting: Setting) -> None:
-        torch.manual_seed(0)
-        model = models.build(subject.model, len(subject.source.classes))
-        self._model = model.to(device=setting.device, memory_format=torch.channels_last).train()  # pyright: ignore
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.01, momentum=0.9)
-        self._setting = setting
-
-    def train(self, batches: Iterator[Images]) -> tuple[float, float]:
-        """Images per second of some steps, and the share of their time spent waiting for the next batch.
-
-        The first step is not counted: it waits for the loader to start.
-        """
-        now = wall_clock(self._setting.device)
-        wait, start = 0.0, 0.0
-        for step in range(self._setting.steps + 1):
-            before = time.perf_counter()
-            images, labels = next(batches)
-            if step:
-                wait += time.perf_counter() - before
-            self._step(images, labels)
-            if not step:
-                start = now()
-        seconds = now() - start
-        if hasattr(batches, "close"):
-            batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-        return self._setting.steps * self._setting.batch_size / seconds, wait / seconds
-
-    def _step(self, images: Tensor, labels: Tensor) -> None:
-        loss = nn.functional.cross_entropy(self._model(images), labels)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
+    The first step is not counted: it waits for the loader to start.
+    """
+    meter, wait_for_device = ThroughputMeter(setting.batch_size), wall_clock(setting.device)
+    trainee.batches = batches
+    trainee.step()
+    wait_for_device()
+    meter.begin_epoch()
+    trainee.batches = meter.timed(batches)
+    for _ in range(setting.steps):
+        trainee.step()
+    wait_for_device()
+    metrics = meter.epoch_metrics()
+    if hasattr(batches, "close"):
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    return metrics
 
 
 def rows(
-    subject: Subject,
-    setting: Setting,
-    loading: dict[str, list[float]],
-    training: dict[str, list[tuple[float, float]]],
+    subject: Subject, setting: Setting, loading: dict[str, list[float]], training: dict[str, list[dict[str, float]]]
 ) -> list[Row]:
     """What `measure` returns. Ratios are medians over rounds, of images per second in the same round."""
-    rates = {name: [rate for rate, _ in found] for name, found in training.items()}
+    rates = {name: [metrics["images_per_second"] for metrics in found] for name, found in training.items()}
     return [
         {
             "benchmark": "loaders",
@@ -254,11 +209,11 @@ def rows(
             "loader": name,
             "images_per_second": statistics.median(own),
             "workers": setting.workers,
-            "ratio_to_torchvision": median_ratio(own, loading["torchvision"]),
+            "ratio_to_torchvision": statistics.median(ratios(own, loading["torchvision"])),
             "training_images_per_second": statistics.median(rates[name]),
-            "training_ratio_to_mock": median_ratio(rates[name], rates["mock"]),
+            "training_ratio_to_mock": statistics.median(ratios(rates[name], rates["mock"])),
             "noise_floor": noise_floor(ratios(rates["mock_again"], rates["mock"])),
-            "data_wait": statistics.median(wait for _, wait in training[name]),
+            "data_wait": statistics.median(metrics["data_wait"] for metrics in training[name]),
             "images": len(subject.rows),
             "image_size": subject.geometry.size,
             "batch_size": setting.batch_size,

@@ -161,9 +161,8 @@ class DryRun(ExperimentSession):
         last = dict(zip(sizes, epochs, strict=True))
 
         def step(gpus: int, size: int | None) -> float:
-            share, rest = divmod(settings.batch_size, gpus)
-            if rest:
-                raise ValueError(f"batch_size {settings.batch_size} does not divide by {gpus} GPUs")
+            share = settings.batch_size // gpus
+            self.loader.epoch(name, 0, settings.batch_size, objective.needs, 0, gpus)  # an error if there is a rest
             still = replace(settings, batch_size=share, optimizer=replace(settings.optimizer, lr=1e-6))
             how = {"masks": masks, "schedule": still, "epochs": range(last[size], last[size] + 1)}
             compute = self.plan.once(

@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.timing import Row, interleaved, step_rows
+from benchmarks.timing import Row, Setting, interleaved, step_rows
 from benchmarks.training_steps import dense_session, enlarged_digits, train_with_pauses
 from cluster.environment import environment as variables
 from cluster.group import Group
@@ -27,22 +26,6 @@ from pipelines.execute import environment
 
 LAUNCHERS: dict[str, Literal["local", "ray"]] = {"local": "local", "local_again": "local", "ray": "ray"}
 """What is measured -> its launcher. The second local group shows how far apart two equal things come out."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """`rounds` turns of `steps` training steps for each group of `workers` processes.
-
-    batch_size: images per step over all workers of a group. size: of the images, in pixels.
-    """
-
-    model: str
-    size: int
-    batch_size: int
-    workers: int
-    rounds: int
-    steps: int
-    device: torch.device
 
 
 def body(task: tuple[Setting, Path], worker: Worker) -> None:
@@ -143,10 +126,10 @@ def measure(setting: Setting) -> list[Row]:
 
 def rows(setting: Setting, teams: Mapping[str, Team], seconds: Mapping[str, Sequence[float]]) -> list[Row]:
     """What `measure` returns: `timing.step_rows` of each group's turns, with the seconds until its first step."""
-    ray = environment(setting.device)["versions"]["ray"]
-    shared = {"benchmark": "ray", **vars(setting), "clock": "wall", "ray": ray}
     steps = {name: [turn / setting.steps for turn in own] for name, own in seconds.items()}
-    found = step_rows(shared, "launcher", steps, setting.batch_size, setting.device)
+    shared = {name: getattr(setting, name) for name in ("workers", "rounds", "steps")}
+    shared |= {"benchmark": "ray", "clock": "wall", "ray": environment(setting.device)["versions"]["ray"]}
+    found = step_rows(setting, "launcher", steps, **shared)
     for row, team in zip(found, teams.values(), strict=True):
         row |= {"startup_seconds": team.startup_seconds, "first_step_seconds": team.first_step_seconds}
     return found

@@ -25,7 +25,7 @@ DIRTY = " †"
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ only by seed (and what the table does not look at)."""
+    """Runs that differ only by seed (and by what the table does not look at)."""
 
     runs: tuple[dict[str, Any], ...]
 
@@ -42,8 +42,10 @@ class Row:
         return any(run["dirty"] for run in self.runs)
 
     def mean_and_std(self, column: Column) -> tuple[float | None, float | None]:
-        """Mean and sample standard deviation (n - 1; None for one run); both None unless every run has the number,
-        since a mean over some of the runs would stand beside the n of all."""
+        """Mean and sample standard deviation (n - 1; None for one run).
+
+        Both are None if a run lacks the number: n, which the table shows beside them, counts all runs.
+        """
         values = [run[column.field] for run in self.runs]
         if None in values:
             return None, None
@@ -55,14 +57,15 @@ class Row:
 
 
 def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError without any run.
+    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError: there are no runs.
 
-    Runs that were asked anything but another seed are never one row, even where the table does not show it.
+    Runs with other parameters than the seed are never one row, even where the table does not show them.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in runs:
-        if run["suite"] == table.suite:
-            groups.setdefault((*(run[field] for field in table.rows), _but_seed(run["params"])), []).append(run)
+    for run in (run for run in runs if run["suite"] == table.suite):
+        others = {name: value for name, value in json.loads(run["params"] or "{}").items() if name != "seed"}
+        key = (*(run[field] for field in table.rows), json.dumps(others, sort_keys=True))
+        groups.setdefault(key, []).append(run)
     if not groups:
         raise ValueError(
             f"there are no runs of suite {table.suite!r}: run its experiments, then collect them by --tracking-uri "
@@ -70,8 +73,7 @@ def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
         )
 
     def order(key: tuple[Any, ...]) -> list[Any]:
-        dense = groups[key][0]["method"] == "dense"
-        return [not dense, *((value is None, value) for value in key)]
+        return [groups[key][0]["method"] != "dense", *((value is None, value) for value in key)]
 
     def by_seed(run: dict[str, Any]) -> tuple[Any, ...]:
         return run["seed"] is None, run["seed"], run["run_id"]
@@ -79,43 +81,43 @@ def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
     return [Row(tuple(sorted(groups[key], key=by_seed))) for key in sorted(groups, key=order)]
 
 
-def _but_seed(params: str | None) -> str:
-    asked = json.loads(params or "{}")
-    return json.dumps({name: value for name, value in asked.items() if name != "seed"}, sort_keys=True)
-
-
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
-    """For programs: a mean and a deviation are columns of their own; what is unknown is empty."""
+    """For programs: mean and standard deviation are two columns; what is unknown is empty."""
+
+    def names(column: Column) -> list[str]:
+        return [f"{column.name}_{kind}" for kind in (("mean", "std") if column.spread else ("mean",))]
+
+    def cells(row: Row, column: Column) -> list[str]:
+        numbers = row.mean_and_std(column)[: len(names(column))]
+        return ["" if number is None else f"{number:.{column.digits}f}" for number in numbers]
+
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    headline, others = _csv_names(table.headline), [name for c in table.columns for name in _csv_names(c)]
-    writer.writerow([*table.rows.values(), *headline, "n", "seeds", *others, "dirty", "run_ids"])
+    others = [name for column in table.columns for name in names(column)]
+    writer.writerow([*table.rows.values(), *names(table.headline), "n", "seeds", *others, "dirty", "run_ids"])
     for row in rows:
         keys = [_plain(row.runs[0][field]) for field in table.rows]
-        others = [cell for column in table.columns for cell in _csv_cells(row, column)]
-        counts = [len(row.runs), row.seeds]
+        others = [cell for column in table.columns for cell in cells(row, column)]
         end = [str(row.dirty).lower(), " ".join(row.run_ids)]
-        writer.writerow([*keys, *_csv_cells(row, table.headline), *counts, *others, *end])
+        writer.writerow([*keys, *cells(row, table.headline), len(row.runs), row.seeds, *others, *end])
     return buffer.getvalue()
 
 
 def as_markdown(name: str, table: Table, rows: Sequence[Row]) -> str:
     """For readers."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
     headings = _headings(table)
-    lines = [f"# {table.title}", "", _line(headings), _line(["---"] * len(headings))]
-    lines += [_line(cells) for cells in _cells(table, rows)]
-    lines += [
-        "",
-        *_notes(table, rows),
-        "",
-        f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines = [f"# {table.title}", "", line(headings), line(["---"] * len(headings))]
+    lines += [line([*_cells(table, row), " ".join(row.run_ids)]) for row in rows]
+    end = f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`."
+    return "\n".join([*lines, "", *_notes(table, rows), "", end, ""])
 
 
 def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
-    """Print a table: drawn on a terminal, as Markdown elsewhere. The terminal has room for short run ids only."""
+    """Print a table: drawn on a terminal, with short run ids; as Markdown elsewhere."""
     if not sys.stdout.isatty():
         print(markdown)
         return
@@ -124,15 +126,17 @@ def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
     from rich.text import Text
 
     drawing = Drawing(*_headings(table), title=table.title, caption="\n".join(_notes(table, rows)))
-    for cells, row in zip(_cells(table, rows), rows, strict=True):
+    for row in rows:
         short = " ".join(run_id[:8] for run_id in row.run_ids)
-        drawing.add_row(*(Text(cell) for cell in (*cells[:-1], short)))
+        drawing.add_row(*(Text(cell) for cell in (*_cells(table, row), short)))
     Console().print(drawing)
 
 
 def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
-    """Whether the files in `out` are `texts` byte for byte, and nothing else (`chosen`: and other tables); prints
-    what is not."""
+    """Whether the files in `out` are `texts` byte for byte, and no others (with `chosen` other tables may be there).
+
+    Prints every difference.
+    """
     equal = True
     for name, text in texts.items():
         path = out / name
@@ -153,7 +157,7 @@ def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all is well, 1 if --check found a difference, 2 for what the user has to correct."""
+    """0 if all is well, 1 if --check found a difference, 2 for an error that the user has to correct."""
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -187,31 +191,20 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _with_runs(suites: set[str]) -> list[str]:
-    """The tables of `suites`; all of them if there is none, so that the error names what is missing."""
+    """The tables of `suites`; all tables if there are none, so that the error names what is missing."""
     return [name for name, table in TABLES.items() if table.suite in suites] or list(TABLES)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; all that have runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; default: all that have runs")
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--tracking-uri", metavar="URI", help="first collect the finished runs from this MLflow")
-    store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the store in this storage folder")
+    store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the MLflow in this storage folder")
     parser.add_argument("--runs", type=Path, default=RESULTS / "runs.parquet", help="the collected runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "tables", help="folder of the tables")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if a table is not what the runs say"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables and runs differ")
     return parser
-
-
-def _csv_names(column: Column) -> list[str]:
-    return [f"{column.name}_mean"] + ([f"{column.name}_std"] if column.spread else [])
-
-
-def _csv_cells(row: Row, column: Column) -> list[str]:
-    numbers = row.mean_and_std(column)[: 2 if column.spread else 1]
-    return ["" if number is None else f"{number:.{column.digits}f}" for number in numbers]
 
 
 def _headings(table: Table) -> list[str]:
@@ -219,41 +212,31 @@ def _headings(table: Table) -> list[str]:
     return [*table.rows.values(), table.headline.heading, "n", "seeds", *others, "runs"]
 
 
-def _cells(table: Table, rows: Sequence[Row]) -> list[list[str]]:
-    result = []
-    for row in rows:
-        label, *keys = [_plain(row.runs[0][field]) or "-" for field in table.rows]
-        others = [_readable(row, column) for column in table.columns]
-        counts = [str(len(row.runs)), row.seeds]
-        first = label + (DIRTY if row.dirty else "")
-        result.append([first, *keys, _readable(row, table.headline), *counts, *others, " ".join(row.run_ids)])
-    return result
+def _cells(table: Table, row: Row) -> list[str]:
+    """All but the run ids."""
 
+    def readable(column: Column) -> str:
+        mean, std = row.mean_and_std(column)
+        if mean is None:
+            return "-"
+        text = f"{mean:,.{column.digits}f}"
+        return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
 
-def _readable(row: Row, column: Column) -> str:
-    mean, std = row.mean_and_std(column)
-    if mean is None:
-        return "-"
-    text = f"{mean:,.{column.digits}f}"
-    return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
+    label, *keys = [_plain(row.runs[0][field]) or "-" for field in table.rows]
+    first, others = label + (DIRTY if row.dirty else ""), [readable(column) for column in table.columns]
+    return [first, *keys, readable(table.headline), str(len(row.runs)), row.seeds, *others]
 
 
 def _notes(table: Table, rows: Sequence[Row]) -> list[str]:
     notes = [line for note in table.notes for line in (note, "")]
     notes += ["Means over n runs; ± is the sample standard deviation (n - 1)."]
-    if any(row.dirty for row in rows):
-        notes += ["", f"{DIRTY.strip()} run from an uncommitted tree"]
-    return notes
+    return notes + (["", f"{DIRTY.strip()} run from an uncommitted tree"] if any(row.dirty for row in rows) else [])
 
 
 def _plain(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ the share of its time that it waits for data. DIR holds train/<class>/* (or val/
 digits.
 
 training: steady training by the loop of every experiment, next to a plain PyTorch loop with torchvision's ImageFolder
-and DataLoader. On one CPU thread the times are CPU time, the DataLoader's processes included: what one core would take.
-DIR holds train/<class>/* and test/<class>/* of images of --size pixels; default: scikit-learn's digits as PNG files.
+and DataLoader. On one CPU thread the times are CPU time, with that of the DataLoader's --workers processes: what one
+core would take. DIR holds train/<class>/* and test/<class>/* of images of --size pixels; default: scikit-learn's digits
+as PNG files.
 
 ray: what Ray Train adds to a training. Three groups of N processes run the same training loop, each in
 DistributedDataParallel: two are local processes (their difference is the noise) and one is started by Ray Train. They
@@ -33,6 +34,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +43,34 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Row
+from benchmarks.timing import Row, Setting
 from pipelines.experiment import Training
 from pipelines.optimizers import SGD
 
-LEAST: dict[str, dict[str, int]] = {
-    "step": {"size": 8, "batch_size": 2, "repetitions": 1, "threads": 1},
-    "loaders": {"batch_size": 2, "rounds": 1, "steps": 1, "workers": 0, "threads": 1},
-    "training": {"size": 8, "batch_size": 2, "loader_workers": 0, "rounds": 1, "steps": 1, "threads": 1},
-    "ray": {"size": 8, "batch_size": 2, "rounds": 5, "steps": 1, "workers": 1},
-}
-"""Of the options: the digits have 8 pixels, BatchNorm takes two images, and a median needs some rounds."""
-
 TITLES = {
-    "step": "One training step: {model}, batch {batch_size}, {size} pixels, {precision}",
-    "loaders": "Loaders, {workers} workers, batch {batch_size}",
-    "training": "Steady training: {model}, batch {batch_size}, {size} pixels",
-    "ray": "The same training by each launcher: {model}, batch {batch_size}, {size} pixels, {workers} workers",
+    "step": "One training step: {model}, batch {batch_size}, {size} pixels, {precision}; {repetitions} rounds",
+    "loaders": "Loaders, {workers} workers, batch {batch_size}; {rounds} rounds",
+    "training": "Steady training: {model}, batch {batch_size}, {size} pixels; {rounds} turns of {steps} steps",
+    "ray": "The same training by each launcher: {model}, batch {batch_size}, {size} pixels, {workers} workers; "
+    "{rounds} turns of {steps} steps; ray {ray}",
 }
+CAPTION = "Medians; noise floor {noise_floor:.3f}; {device}, threads: {threads}; {hardware}, torch {torch}"
 
-CAPTIONS = {
-    "step": "Medians of {repetitions} rounds by {clock} time",
-    "loaders": "Medians of {rounds} rounds",
-    "training": "Medians of {rounds} turns of {steps} steps by {clock} time; DataLoader: {loader_workers} processes",
-    "ray": "Medians of {rounds} turns of {steps} steps; start, 1st step: seconds from launch; ray {ray}",
-}
-
+_SPEED = {"ms a step": "{ms:.1f}", "images/s": "{images_per_second:,.1f}"}
 COLUMNS = {
-    "step": {"variant": "{variant}", "ms a step": "{ms:.1f}", "images/s": "{images_per_second:.1f}"}
-    | {"dense steps": "{ratio:.3f}"},
-    "loaders": {"data": "{data}", "loader": "{loader}", "images/s": "{images_per_second:,.0f}"}
-    | {"torchvision's": "{ratio_to_torchvision:.2f}", "training, images/s": "{training_images_per_second:,.1f}"}
-    | {"of mock's": "{training_ratio_to_mock:.3f}", "waits for data": "{data_wait:.1%}"},
-    "training": {"loop": "{loop}", "ms a step": "{ms:.1f}", "images/s": "{images_per_second:,.1f}"}
-    | {"times plain": "{speedup:.2f}"},
-    "ray": {"launcher": "{launcher}", "ms a step": "{ms:.1f}", "images/s": "{images_per_second:,.1f}"}
-    | {"ratio": "{ratio:.3f}", "start": "{startup_seconds:.1f}", "1st step": "{first_step_seconds:.1f}"},
+    "step": {"variant": "{variant}", **_SPEED, "dense steps": "{ratio:.3f}"},
+    "loaders": {
+        "data": "{data}",
+        "loader": "{loader}",
+        "images/s": "{images_per_second:,.0f}",
+        "torchvision's": "{ratio_to_torchvision:.2f}",
+        "training, images/s": "{training_images_per_second:,.1f}",
+        "of mock's": "{training_ratio_to_mock:.3f}",
+        "waits for data": "{data_wait:.1%}",
+    },
+    "training": {"loop": "{loop}", **_SPEED, "times plain": "{speedup:.2f}"},
+    "ray": {"launcher": "{launcher}", **_SPEED, "ratio": "{ratio:.3f}"}
+    | {"start": "{startup_seconds:.1f}", "1st step": "{first_step_seconds:.1f}"},
 }
 """Benchmark -> heading -> cell."""
 
@@ -83,14 +78,8 @@ COLUMNS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when measured, 2 for an error that the user has to correct."""
     options = _parser().parse_args(arguments)
-    run = {"step": _step, "loaders": _loaders, "training": _training, "ray": _ray}[options.benchmark]
     try:
-        for name, least in LEAST[options.benchmark].items():
-            if (value := getattr(options, name)) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
-        if "threads" in options:
-            torch.set_num_threads(options.threads)
-        measured = run(options, _device(options.device))
+        measured = _measure(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,9 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """The rows of one benchmark as a table."""
-    name, first = rows[0]["benchmark"], rows[0]
-    where = "; noise floor {noise_floor:.3f}; {device}, threads: {threads}; {hardware}, torch {torch}"
-    table = Table(title=TITLES[name].format(**first), caption=(CAPTIONS[name] + where).format(**first))
+    name = rows[0]["benchmark"]
+    table = Table(title=TITLES[name].format(**rows[0]), caption=CAPTION.format(**rows[0]))
     for heading, cell in COLUMNS[name].items():
         table.add_column(heading, justify="right" if ":" in cell else "left")
     for row in rows:
@@ -114,55 +102,36 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
-def _step(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    from benchmarks import training_steps
+def _measure(options: argparse.Namespace) -> list[Row]:
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    torch.set_num_threads(getattr(options, "threads", torch.get_num_threads()))
+    values = {field.name: getattr(options, field.name) for field in fields(Setting) if field.name in options}
+    setting = Setting(**{**values, "device": torch.device(device)})
+    if options.benchmark == "step":
+        from benchmarks import training_steps
 
-    training = Training(
-        batch_size=options.batch_size,
-        optimizer=SGD(lr=0.01),
-        precision=options.precision,
-        channels_last=options.channels_last,
-    )
-    setting = training_steps.Setting(options.model, options.size, training, options.repetitions, device)
-    return training_steps.measure(setting)
+        chosen = {"precision": options.precision, "channels_last": options.channels_last}
+        training = Training(batch_size=setting.batch_size, optimizer=SGD(lr=0.01), **chosen)
+        return training_steps.measure(setting, training)
+    if options.benchmark == "ray":
+        from benchmarks import ray_overhead
 
-
-def _loaders(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    from benchmarks import loaders  # torchvision's import takes seconds
-
-    setting = loaders.Setting(options.batch_size, options.workers, options.rounds, options.steps, device)
+        return ray_overhead.measure(setting)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
+        if options.benchmark == "training":
+            from benchmarks import plain_loop
+
+            return plain_loop.measure(setting, options.images or plain_loop.write_digits(scratch, setting.size))
+        from benchmarks import loaders  # torchvision's import takes seconds
+
         asked = [(loaders.imagenet, options.imagenet), (loaders.tiny, options.tiny)]
         subjects = [make(root) for make, root in asked if root] or [loaders.digits(scratch)]
         return [row for subject in subjects for row in loaders.measure(subject, setting, scratch / subject.name)]
-
-
-def _training(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    from benchmarks import plain_loop
-
-    with tempfile.TemporaryDirectory() as folder:
-        images = options.images or plain_loop.write_digits(Path(folder), options.size)
-        names = ("model", "size", "batch_size", "loader_workers", "rounds", "steps")
-        return plain_loop.measure(plain_loop.Setting(images, **_values(options, *names), device=device))
-
-
-def _ray(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    from benchmarks import ray_overhead
-
-    names = ("model", "size", "batch_size", "workers", "rounds", "steps")
-    return ray_overhead.measure(ray_overhead.Setting(**_values(options, *names), device=device))
-
-
-def _values(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
-
-
-def _device(name: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    return torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,50 +139,55 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
 
     def add(name: str, what: str, **defaults: Any) -> argparse.ArgumentParser:
-        """A benchmark, with those of the usual options that have a default here."""
+        """A benchmark with these of the usual options."""
         own = benchmarks.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         own.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
         own.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
         for option, default in defaults.items():
-            own.add_argument("--" + option.replace("_", "-"), type=type(default), default=default, help=HELP[option])
+            least = {"size": 8, "batch_size": 2, "workers": 0}.get(option, 1)
+            kind = partial(_at_least, LEAST_OF_RAY.get(option, least) if name == "ray" else least)
+            flag = "--repetitions" if (name, option) == ("step", "rounds") else f"--{option.replace('_', '-')}"
+            own.add_argument(
+                flag, dest=option, type=str if option == "model" else kind, default=default, help=HELP[option]
+            )
         return own
 
-    step = add(
-        "step",
-        "the cost of a training step under each objective and under masks",
-        model="resnet18_small",
-        size=32,
-        batch_size=32,
-        repetitions=12,
-        threads=1,
-    )
+    what = "the cost of a training step under each objective and under masks"
+    step = add("step", what, model="resnet18_small", size=32, batch_size=32, rounds=12, threads=1)
     step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
     step.add_argument(
         "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout of convolutions"
     )
-    cores = min(os.cpu_count() or 1, 8)
     what = "images per second from each backend, and how long a training waits for them"
+    cores = min(os.cpu_count() or 1, 8)
     loaders = add("loaders", what, workers=cores, batch_size=64, rounds=3, steps=4, threads=1)
     loaders.add_argument("--imagenet", type=Path, metavar="DIR", help="photographs, for 224-pixel crops")
     loaders.add_argument("--tiny", type=Path, metavar="DIR", help="Tiny-ImageNet's images of 64 pixels")
     what = "steady training next to a plain PyTorch loop with torchvision's loader"
-    chosen: dict[str, Any] = {"model": "resnet20", "size": 32, "rounds": 9, "steps": 4, "threads": 1}
-    training = add("training", what, **chosen, batch_size=128, loader_workers=1)
+    usual = {"model": "resnet20", "size": 32}
+    training = add("training", what, **usual, batch_size=128, workers=1, rounds=9, steps=4, threads=1)
     training.add_argument("--images", type=Path, metavar="DIR", help="image files in train/<class>/ and test/<class>/")
     what = "a training under Ray Train next to the same one under plain torch.distributed; refused with RAY_ADDRESS"
-    add("ray", what, workers=2, rounds=15, steps=10, model="resnet20", size=32, batch_size=64)
+    add("ray", what, **usual, batch_size=64, workers=2, rounds=15, steps=10)
     return parser
 
+
+def _at_least(least: int, text: str) -> int:
+    """The digits have 8 pixels, BatchNorm takes two images where one pixel is left, and a median some rounds."""
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+    return int(text)
+
+
+LEAST_OF_RAY = {"workers": 1, "rounds": 5}
 
 HELP = {
     "model": "architecture by name",
     "size": "height and width of the images in pixels",
-    "batch_size": "images per step, over all workers of a group",
-    "repetitions": "timed rounds over all variants",
+    "batch_size": "images per step, over all workers together",
     "rounds": "timed turns of each",
     "steps": "training steps in each turn",
-    "workers": "processes of each group, or decoding processes or threads of each loader",
-    "loader_workers": "processes of the plain loop's DataLoader; 0: it reads in the training process",
+    "workers": "processes that train together, or that decode images (training: of the plain loop's DataLoader)",
     "threads": "CPU threads of the training",
 }
 

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,29 @@ WARM_UP_ROUNDS = 1
 """Not timed: the first call allocates memory."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a benchmark measures: `rounds` turns of `steps` training steps for each thing that is compared.
+
+    size: of the images, in pixels. batch_size: images per step, over all workers together.
+    workers: processes that train together, or that decode images.
+    """
+
+    device: torch.device
+    model: str = "resnet20"
+    size: int = 32
+    batch_size: int = 64
+    workers: int = 1
+    rounds: int = 9
+    steps: int = 4
+
+
+def machine(device: torch.device) -> Row:
+    """The columns of a row that say where it was measured."""
+    where = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return where | {"hardware": environment(device)["hardware"]}
+
+
 def wall_clock(device: torch.device) -> Clock:
     """Wall-clock seconds. On a GPU a call waits until the device has finished."""
     if device.type == "cuda":
@@ -44,7 +68,7 @@ def clock(device: torch.device) -> tuple[str, Clock]:
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], object]], repetitions: int, now: Clock, at_once: int = 1
+    steps: Mapping[str, Callable[[], object]], rounds: int, now: Clock, at_once: int = 1
 ) -> dict[str, list[float]]:
     """Seconds per step of each in each round.
 
@@ -54,7 +78,7 @@ def interleaved(
     """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(WARM_UP_ROUNDS + repetitions):
+    for turn in range(WARM_UP_ROUNDS + rounds):
         first = turn % len(names)
         order = names[first:] + names[:first]
         for name in reversed(order) if turn % 2 else order:
@@ -67,13 +91,8 @@ def interleaved(
 
 
 def ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """own / reference in each round."""
+    """own / reference in each round. The ratio of two medians could compare different minutes."""
     return [a / b for a, b in zip(own, reference, strict=True)]
-
-
-def median_ratio(own: Sequence[float], reference: Sequence[float]) -> float:
-    """The median of the ratios within rounds. A ratio of two medians could compare different minutes."""
-    return statistics.median(ratios(own, reference))
 
 
 def noise_floor(equal: Sequence[float]) -> float:
@@ -89,37 +108,25 @@ def noise_floor(equal: Sequence[float]) -> float:
     return max(abs(ordered[skipped] - 1), abs(ordered[-1 - skipped] - 1))
 
 
-def machine(device: torch.device) -> Row:
-    """The columns of a row that say where it was measured."""
-    return {
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hardware": environment(device)["hardware"],
-    }
+def step_rows(setting: Setting, column: str, seconds: Mapping[str, Sequence[float]], **shared: Any) -> list[Row]:
+    """A row for each thing that is compared; `column` is that of its name.
 
-
-def step_rows(
-    shared: Row, column: str, seconds: Mapping[str, Sequence[float]], batch_size: int, device: torch.device
-) -> list[Row]:
-    """A row for each thing that is compared.
-
-    shared: the columns in which all rows are equal. column: of the names. seconds: name -> of one step in each round;
-    the first is the reference, and the second the same once more, from which the noise floor comes.
-    ratio: the median over rounds of the seconds divided by the reference's in the same round.
+    seconds: name -> of one step in each round. The first is the reference. The second is the same once more, and shows
+    the noise floor. shared: further columns. ratio: median of the seconds / the reference's in the same round.
     """
     reference, again = list(seconds.values())[:2]
-    floor = noise_floor(ratios(again, reference))
     return [
         {
-            **shared,
             column: name,
-            "batch_size": batch_size,
+            "model": setting.model,
+            "size": setting.size,
+            "batch_size": setting.batch_size,
+            **machine(setting.device),
             "seconds_median": statistics.median(own),
-            "images_per_second": batch_size / statistics.median(own),
-            "ratio": median_ratio(own, reference),
-            "noise_floor": floor,
-            **machine(device),
+            "images_per_second": setting.batch_size / statistics.median(own),
+            "ratio": statistics.median(ratios(own, reference)),
+            "noise_floor": noise_floor(ratios(again, reference)),
+            **shared,
         }
         for name, own in seconds.items()
     ]

@@ -8,8 +8,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import CALLS_AT_ONCE, Row, clock, interleaved, step_rows, wall_clock
+from benchmarks.timing import CALLS_AT_ONCE, Row, Setting, clock, interleaved, step_rows, wall_clock
 from cluster.worker import Worker
 from compression import Batch, allocation, models
 from compression.criteria import snip
@@ -53,31 +52,17 @@ ENDLESS = 10**9
 """Steps of an epoch that ends when the measurement does."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One measurement: `training` holds batch size, precision, layout and optimiser; `size` is in pixels."""
-
-    model: str
-    size: int
-    training: Training
-    repetitions: int
-    device: torch.device
-
-
 class Trainee:
-    """A network in training on one device: autocast, objective, backward, optimiser step."""
+    """A network in training on one device: autocast, objective, backward, optimiser step.
+
+    batches: where the steps take theirs from.
+    """
 
     def __init__(
-        self,
-        training: Training,
-        model: nn.Module,
-        objective: Objective,
-        batches: Iterator[Batch],
-        masks: Masks | None = None,
+        self, training: Training, model: nn.Module, objective: Objective, batches: Iterator[Batch], masks: Masks | None
     ) -> None:
-        self.model, self.masks = model, masks
+        self.model, self.masks, self.batches = model, masks, batches
         self._training, self._objective = training, objective
-        self._batches = batches
         self._device = next(model.parameters()).device
         self._optimizer = training.optimizer.build(parameter_groups(model))
         (masks or Masks({})).attach(model)
@@ -85,7 +70,7 @@ class Trainee:
 
     def step(self) -> None:
         with autocast(self._training, self._device):
-            self._losses = self._objective(self.model, next(self._batches))
+            self._losses = self._objective(self.model, next(self.batches))
         torch.stack(list(self._losses.values())).sum().backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -98,14 +83,11 @@ class Trainee:
             raise ValueError("the loss is not finite: the speed of such steps says nothing about a training")
 
 
-def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
+def trainees(setting: Setting, training: Training, variants: Sequence[str]) -> dict[str, Trainee]:
     """A network in training for each variant, all with the same first weights and the same batches."""
     loader = open_digits(setting.size, setting.device)
-    batches = loader.batches("throughput", NUM_BATCHES, setting.training.batch_size, NEEDS)
-    torch.manual_seed(0)
-    layout = torch.channels_last if setting.training.channels_last else torch.contiguous_format
-    model = models.build(setting.model, loader.info.num_classes)
-    model = model.to(device=setting.device, memory_format=layout).train()  # pyright: ignore[reportCallIssue]
+    batches = loader.batches("throughput", NUM_BATCHES, training.batch_size, NEEDS)
+    model = build(setting.model, loader.info.num_classes, training, setting.device)
     masks = allocation.global_topk(snip(model, batches[:1], CrossEntropy()), SPARSITY)
     found = {}
     for variant in variants:
@@ -113,8 +95,15 @@ def trainees(setting: Setting, variants: Sequence[str]) -> dict[str, Trainee]:
         objective.setup(loader.info, setting.device)
         objective.begin_epoch(1, 2)  # in its first epoch PS-KD remembers nothing, and its step is another one
         own_masks = masks if variant == "masked" else None
-        found[variant] = Trainee(setting.training, copy.deepcopy(model), objective, itertools.cycle(batches), own_masks)
+        found[variant] = Trainee(training, copy.deepcopy(model), objective, itertools.cycle(batches), own_masks)
     return found
+
+
+def build(model: str, num_classes: int, training: Training, device: torch.device) -> nn.Module:
+    """A network in train mode, the same on every call."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    return models.build(model, num_classes).to(device=device, memory_format=layout).train()  # pyright: ignore
 
 
 def open_digits(size: int, device: torch.device) -> Loader:
@@ -134,26 +123,20 @@ def enlarged_digits(size: int, device: torch.device) -> Opened:
     return in_memory(arrays, Digits().augmentation, device, torch.float32)
 
 
-def measure(setting: Setting, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:
-    """A row for each variant; "dense" and "dense_again" must be among them.
+def measure(setting: Setting, training: Training, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:
+    """A row for each variant; the first two must be "dense" and "dense_again".
 
+    training: batch size (that of the setting), precision, layout and optimiser.
     ValueError: the model is unknown, the batch is larger than the data, or what was timed was not a training.
     """
-    found = trainees(setting, variants)
+    found = trainees(setting, training, variants)
     steps = {name: trainee.step for name, trainee in found.items()}
-    seconds = interleaved(steps, setting.repetitions, clock(setting.device)[1], CALLS_AT_ONCE[setting.device.type])
+    name, now = clock(setting.device)
+    seconds = interleaved(steps, setting.rounds, now, CALLS_AT_ONCE[setting.device.type])
     for trainee in found.values():
         trainee.check()
-    return rows(setting, seconds)
-
-
-def rows(setting: Setting, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """What `measure` returns: `timing.step_rows`, from the seconds of each variant's step in each round."""
-    training = setting.training
-    shared = {"benchmark": "step", "model": setting.model, "size": setting.size, "precision": training.precision}
-    shared |= {"channels_last": training.channels_last, "clock": clock(setting.device)[0]}
-    shared["repetitions"] = setting.repetitions
-    return step_rows(shared, "variant", seconds, training.batch_size, setting.device)
+    how = {"precision": training.precision, "channels_last": training.channels_last, "repetitions": setting.rounds}
+    return step_rows(setting, "variant", seconds, benchmark="step", clock=name, **how)
 
 
 def train_with_pauses(

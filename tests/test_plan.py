@@ -265,7 +265,7 @@ def test_decoded_data_have_their_loader_measured(tmp_path: Path, capsys: pytest.
     ("words", "message"),
     [
         ("digit_epsd", "did you mean digits_epsd?"),
-        ("digits_epsd --gpus 3", "batch_size 128 does not divide by 3 GPUs"),
+        ("digits_epsd --gpus 3", "batch_size 128 does not divide by 3 workers"),
         ("images_epsd --data.root nowhere", "give --train-images"),
         ("images_epsd --data.root nowhere --train-images 5", "go together"),
         ("digits_epsd --workers 2 --strategy deepspeed", "plan for ddp"),

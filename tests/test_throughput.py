@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain_loop, throughput
-from benchmarks.timing import Row, interleaved, noise_floor, ratios
+from benchmarks.timing import Row, Setting, interleaved, noise_floor, ratios, step_rows
 from benchmarks.training_steps import (
     VARIANTS,
-    Setting,
     Trainee,
     dense_session,
     enlarged_digits,
     measure,
     open_digits,
-    rows,
     train_with_pauses,
     trainees,
 )
@@ -43,6 +41,8 @@ from pipelines.optimizers import SGD
 LIMITS = {"masked": 1.03, "cs_kd": 1.45, "dlb": 2.25}
 """The most that a step of resnet18_small may cost, in dense steps, beyond the noise floor."""
 
+CPU = torch.device("cpu")
+
 FASTER = 1.36
 """How many times as fast as a plain loop with torchvision's loader a steady training of ResNet-20 is, at least."""
 
@@ -58,8 +58,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def setting(model: str = "resnet20", size: int = 8, batch_size: int = 8, repetitions: int = 3, lr: float = 0.01):
-    return Setting(model, size, Training(batch_size=batch_size, optimizer=SGD(lr=lr)), repetitions, torch.device("cpu"))
+def setting(model: str = "resnet20", size: int = 8, batch_size: int = 8, rounds: int = 3) -> Setting:
+    return Setting(CPU, model, size, batch_size, rounds=rounds)
+
+
+def of(setting: Setting, lr: float = 0.01) -> Training:
+    return Training(batch_size=setting.batch_size, optimizer=SGD(lr=lr))
 
 
 def over_limit(measured: list[Row]) -> list[str]:
@@ -106,11 +110,11 @@ def test_noise_floor_is_the_far_end_of_the_medians_interval(equal: list[float], 
 
 
 def test_rows_compare_within_a_round():
-    # The machine grows ten times slower, in the middle of the third round: the ratio of the medians is 2 / 10.
+    # The machine becomes ten times slower in the middle of the third round: the ratio of the medians is 2 / 10.
     seconds = {"dense": [1.0, 1.0, 10.0, 10.0, 10.0], "dense_again": [1.0, 1.1, 10.0, 10.0, 10.0]}
     seconds["masked"] = [2.0, 2.0, 2.0, 20.0, 20.0]
     assert ratios(seconds["masked"], seconds["dense"]) == [2.0, 2.0, 0.2, 2.0, 2.0]
-    dense, again, masked = rows(setting(batch_size=30), seconds)
+    dense, again, masked = step_rows(setting(batch_size=30), "variant", seconds)
     assert (dense["ratio"], again["ratio"], masked["ratio"]) == (1.0, 1.0, 2.0)
     assert [row["noise_floor"] for row in (dense, again, masked)] == [pytest.approx(0.1)] * 3
     assert (dense["seconds_median"], dense["images_per_second"]) == (10.0, 3.0)
@@ -169,7 +173,7 @@ def test_the_table_names_every_variant(capsys: pytest.CaptureFixture[str]):
 
 
 def test_every_variant_is_trained_by_its_own_objective_and_masked_weights_stay_zero():
-    found = trainees(setting(), list(VARIANTS))
+    found = trainees(setting(), of(setting()), list(VARIANTS))
     before = {name: first_weight(trainee).clone() for name, trainee in found.items()}
     assert all(torch.equal(weight, before["dense"]) for name, weight in before.items() if name != "masked")
     for trainee in found.values():
@@ -189,7 +193,7 @@ def test_every_variant_is_trained_by_its_own_objective_and_masked_weights_stay_z
 
 
 def test_pruned_weights_that_come_back_are_an_error():
-    trainee = trainees(setting(), ["masked"])["masked"]
+    trainee = trainees(setting(), of(setting()), ["masked"])["masked"]
     with torch.no_grad():
         first_weight(trainee).add_(1)
     with pytest.raises(ValueError, match=r"conv1\.weight"):
@@ -210,17 +214,13 @@ def test_a_masked_gradient_is_made_once_in_the_weights_layout(layout: torch.memo
 
 def test_a_training_that_diverges_is_not_timed():
     with pytest.raises(ValueError, match="not finite"):
-        measure(setting(lr=1e30), ["dense", "dense_again"])
+        measure(setting(), of(setting(), lr=1e30), ["dense", "dense_again"])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size 1", "--batch-size must be 2 or more, not 1"),
         ("--batch-size 100000", "use 1 to 14"),
-        ("--size 7", "--size must be 8 or more, not 7"),
-        ("--repetitions 0", "--repetitions must be 1 or more, not 0"),
-        ("--threads 0", "--threads must be 1 or more, not 0"),
         ("--model resnet21", "resnet20"),
         pytest.param(
             "--device cuda",
@@ -234,11 +234,26 @@ def test_bad_values_are_refused(words: str, message: str, capsys: pytest.Capture
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["", "stop", "step --precision float16", "step --device tpu", "step --size big"])
-def test_unknown_words_are_refused(words: str):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "required"),
+        ("stop", "invalid choice"),
+        ("step --precision float16", "float16"),
+        ("step --device tpu", "tpu"),
+        ("step --size big", "big"),
+        ("step --batch-size 1", "--batch-size: must be 2 or more, not 1"),
+        ("step --size 7", "--size: must be 8 or more, not 7"),
+        ("step --repetitions 0", "--repetitions: must be 1 or more, not 0"),
+        ("step --threads 0", "--threads: must be 1 or more, not 0"),
+        ("loaders --workers -1", "--workers: must be 0 or more, not -1"),
+    ],
+)
+def test_unknown_words_and_values_are_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as refused:
         throughput.main(words.split())
     assert refused.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_it_runs_where_the_machinery_is_not_installed():
@@ -273,12 +288,12 @@ def test_a_training_pauses_between_its_steps(tmp_path: Path, monkeypatch: pytest
         pauses.append(len(steps))
         return len(pauses) < 4
 
-    cpu, events = torch.device("cpu"), list[Any]()
-    session = dense_session("vgg3", 600, enlarged_digits(8, cpu), Worker(0, 1, cpu, None, events.append), tmp_path)
+    events = list[Any]()
+    session = dense_session("vgg3", 600, enlarged_digits(8, CPU), Worker(0, 1, CPU, None, events.append), tmp_path)
     train_with_pauses(session, 2, pause, session.model(), Seeing())
     assert pauses == [1, 3, 5, 7]
     # Two steps an epoch, and one epoch after the other. The first two calls count operations.
-    epochs = (open_digits(8, cpu).epoch("timed", epoch, 600, frozenset()) for epoch in itertools.count())
+    epochs = (open_digits(8, CPU).epoch("timed", epoch, 600, frozenset()) for epoch in itertools.count())
     expected = itertools.islice(itertools.chain.from_iterable(epochs), 7)
     assert all(torch.equal(*pair) for pair in zip(seen[-7:], (batch.index for batch in expected), strict=True))
     assert [event["kind"] for event in events] == ["progress"]
@@ -295,13 +310,13 @@ def test_a_training_is_measured_next_to_a_plain_loop(capsys: pytest.CaptureFixtu
     for row in found:
         assert row["seconds_median"] == pytest.approx(16 / row["images_per_second"])
         assert row["speedup"] == pytest.approx(1 / row["ratio"])
-        shown = {name: row[name] for name in ("benchmark", "model", "size", "loader_workers", "rounds", "clock")}
-        assert shown == {"benchmark": "training", "model": "vgg3", "size": 32, "loader_workers": 1} | {
+        shown = {name: row[name] for name in ("benchmark", "model", "size", "workers", "rounds", "clock")}
+        assert shown == {"benchmark": "training", "model": "vgg3", "size": 32, "workers": 1} | {
             "rounds": 2,
             "clock": "process",
         }
     images = str(plain_loop.write_digits(tmp_path, 8))
-    assert throughput.main([*TRAINING.split(), "--images", images, "--size", "8", "--loader-workers", "0"]) == 0
+    assert throughput.main([*TRAINING.split(), "--images", images, "--size", "8", "--workers", "0"]) == 0
     assert "orchard" in capsys.readouterr().out
     assert throughput.main([*TRAINING.split(), "--images", images, "--batch-size", "10000"]) == 2
     assert "use 1 to 1438" in capsys.readouterr().err
@@ -310,10 +325,10 @@ def test_a_training_is_measured_next_to_a_plain_loop(capsys: pytest.CaptureFixtu
 @pytest.mark.alone
 def test_training_is_faster_than_a_plain_loop(tmp_path: Path):
     images = plain_loop.write_digits(tmp_path, 32)
-    chosen = plain_loop.Setting(images, "resnet20", 32, 64, 1, 7, 3, torch.device("cpu"))
+    chosen = Setting(CPU, rounds=7, steps=3)
     found: list[Row] = []
     for _ in range(3):
-        found = plain_loop.measure(chosen)
+        found = plain_loop.measure(chosen, images)
         if found[0]["noise_floor"] <= MOST_NOISE and found[2]["speedup"] >= FASTER - found[2]["noise_floor"]:
             break
     if found[0]["noise_floor"] > MOST_NOISE:
@@ -335,7 +350,7 @@ def test_a_step_costs_no_more_than_promised(variants: list[str], batch_size: int
     chosen = setting("resnet18_small", 32, batch_size, repetitions)
     tried = []
     for _ in range(3):
-        measured = measure(chosen, ["dense", "dense_again", *variants])
+        measured = measure(chosen, of(chosen), ["dense", "dense_again", *variants])
         if measured[0]["noise_floor"] <= MOST_NOISE:
             tried.append(measured)
             if not over_limit(measured):
