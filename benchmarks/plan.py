@@ -273,8 +273,8 @@ def _parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError("must be above 0")
         return float(text) if "." in text else int(text)
 
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("plan.py", description=__doc__, epilog=recipes(), formatter_class=layout)
+    how = {"epilog": recipes(), "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser("plan.py", description=__doc__, **how)
     parser.add_argument("recipe", metavar="RECIPE", help="by name")
     parser.add_argument("--gpus", type=positive, nargs="+", default=[1], metavar="N", help="several: a column each")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")

@@ -138,7 +138,7 @@ STEPS = {
 def test_a_dry_run_of_every_recipe_without_its_data(name: str, planned: Planned, not_timed: dict[str, float]):
     options, steps = STEPS[name]
     root = "" if name == "digits_epsd" else "--data.root nowhere"
-    found = planned(f"{name} {root} {options} --alone --gpus 32 --bandwidth 1")
+    found = planned(f"{name} {root} {options} --no-controls --gpus 32 --bandwidth 1")
     assert sum(part.get("steps", 0) for part in found["parts"]) == steps
     assert any("random pixels" in note for note in found["notes"]) == (name != "digits_epsd")
 
