@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from compression.batch import Batch, Info
 from compression.masks import Masks
-from compression.objectives.base import Objective, ObjectiveConfig, TeacherObjectiveConfig
+from compression.objectives.base import Objective
+from compression.objectives.config import ObjectiveConfig, TeacherObjectiveConfig
 
 StageResult = Masks | dict[str, Tensor] | dict[str, Any] | list[Any]
 

@@ -143,9 +143,7 @@ def with_same_data(experiment: Experiment, before: Data) -> Experiment:
             value = replace(value, data=experiment.data)
         if not is_dataclass(value) or isinstance(value, type):
             return value
-        parts = {item.name: getattr(value, item.name) for item in fields(value)}
-        new = {name: changed(part) for name, part in parts.items()}
-        return replace(value, **new) if any(new[name] is not parts[name] for name in parts) else value
+        return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value)})
 
     return replace(experiment, method=changed(experiment.method))
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, options, misspellings, bad values, absent data, and whole smoke runs."""
+"""The command line as a user sees it: help, options, misspellings, bad values, missing data, and whole smoke runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def watched(name):
 watched("connect")
 watched("connect_ex")
 """
-"""A sitecustomize.py that takes note of whoever asks for a network: to swallow the error must not hide it."""
+"""A sitecustomize.py that records every use of the network, also if the program ignores the error."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,7 +80,7 @@ class Said:
 
 @pytest.fixture
 def say(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """A command line for `main`, from an empty working directory."""
+    """Runs `main` with a command line, in an empty working directory."""
 
     def main(recipe: cli.Recipe | None, *argv: str) -> Said:
         try:
@@ -95,7 +95,7 @@ def say(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a script that may not use the network, in a locale, and with a terminal width, of its own."""
+    """The environment of a script: no network, a fixed terminal width."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(WATCHED_SOCKETS)
@@ -110,7 +110,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def processor_seconds() -> float:
-    """Of all children that have ended: other people's work on this machine does not count."""
+    """CPU time of all finished child processes; the load of the machine does not count."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -139,7 +139,7 @@ def test_every_script_answers_help(tmp_path: Path):
         assert (RECIPES[name].__doc__ or "").splitlines()[0] in out
         for option in ("--method.", "--training.optimizer.lr", "--data.val-fraction", "--seed", "--storage"):
             assert option in out
-    assert (processor_seconds() - began) / len(SCRIPTS) < 10, "it is little more than imports"
+    assert (processor_seconds() - began) / len(SCRIPTS) < 10, "little more than imports"
     assert not (tmp_path / "storage").exists()
 
 
@@ -159,7 +159,7 @@ def test_help_explains_every_option(recipe: cli.Recipe, say: Callable[..., Said]
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values that have no parts of their own."""
+    """The dotted names of all values that are not dataclasses."""
     for item in fields(value):
         part = getattr(value, item.name)
         yield from leaves(part, f"{prefix}{item.name}.") if is_dataclass(part) else [prefix + item.name]
@@ -173,14 +173,14 @@ def test_help_knows_the_options_of_the_choice(say: Callable[..., Said]):
     assert "--method.inner-steps" not in said.out
 
 
-# Options that are right
+# Correct options
 
 
 def parsed(*argv: str, recipe: cli.Recipe = digits_epsd) -> Experiment:
     return cli.parse(recipe, argv).experiment
 
 
-def test_without_options_it_is_the_recipe():
+def test_without_options_the_experiment_is_the_recipes():
     assert parsed() == digits_epsd()
     command = cli.parse(digits_epsd, [])
     assert command.suite == "digits"
@@ -266,7 +266,7 @@ def test_old_names_of_options_work_with_a_warning(capsys: pytest.CaptureFixture[
     assert cli.parse(digits_epsd, ["--no-alone"]).controls is True
 
 
-def test_a_smoke_run_leaves_out_the_controls_unless_it_is_asked_for_them(tmp_path: Path):
+def test_a_smoke_run_has_controls_only_on_request(tmp_path: Path):
     smoke = ["--smoke", "--storage", str(tmp_path)]
     given = {option: cli.parse(digits_epsd, [*smoke, *option]).controls for option in ((), ("--controls",))}
     assert given == {(): False, ("--controls",): True}
@@ -274,7 +274,7 @@ def test_a_smoke_run_leaves_out_the_controls_unless_it_is_asked_for_them(tmp_pat
     assert cli.parse(digits_epsd, []).controls is True
 
 
-# Options that are wrong: status 2, what to type instead, and nothing started
+# Wrong options: status 2, a message that says what to type, and nothing is started
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_storage_of_another_format_is_refused(say: Callable[..., Said], here: 
     assert "choose another folder with --storage" in said.err
 
 
-def test_a_smoke_run_writes_only_into_a_storage_that_can_be(say: Callable[..., Said], here: Path):
+def test_a_smoke_run_writes_only_into_a_valid_storage(say: Callable[..., Said], here: Path):
     assert say(imagenet_epsd, "--smoke", "--storage", "s3://bucket/x").status == 2
     assert list(here.iterdir()) == []
 
@@ -403,16 +403,16 @@ def test_run_names_the_nearest_recipe(argv: str, words: str, say: Callable[..., 
     assert said.out == ""
 
 
-# Data that is not there: the run fails, and says which folder is to hold what
+# Missing data: the run fails, and the message names the folder and the files
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One MLflow file for many runs: to make one takes seconds."""
+    """One MLflow file for many runs: creating one takes seconds."""
     return ["--tracking-uri", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"]
 
 
-def test_absent_archives_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
+def test_missing_archives_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
     said = say(cifar10_epsd, *tracked)
     assert said.status == 1
     assert "data holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/" in said.err
@@ -430,7 +430,7 @@ def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path, trac
     assert "incomplete or altered" in said.err
 
 
-def test_absent_image_folders_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
+def test_missing_image_folders_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
     said = say(imagenet_epsd, *tracked)
     assert said.status == 1
     assert "data/imagenet must hold train/<class>/* and val/<class>/*" in said.err
@@ -462,7 +462,7 @@ class Smoke:
     @property
     def run(self) -> Path:
         """Its own folder; those of its teachers lie beside it."""
-        shown = re.sub(r"\s+", "", self.output)  # a terminal breaks lines where it likes
+        shown = re.sub(r"\s+", "", self.output)  # a terminal breaks long lines
         [folder] = [path for path in (self.cwd / "storage" / "runs").iterdir() if f"network:{path}MLflow" in shown]
         return folder
 
@@ -503,7 +503,7 @@ def smokes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Smoke]:
     ended = {name: run_in_terminal(commands[name], folders[name], environment(aside[name]))}
     for name, process in started.items():
         ended[name] = process.wait(timeout=300), (aside[name] / "output").read_text()
-    assert processor_seconds() - began < len(SMOKES) * 60, "each promises to take less than a minute"
+    assert processor_seconds() - began < len(SMOKES) * 60, "each takes less than a minute, as promised"
     for name in SMOKES:
         asked = aside[name] / "asked"
         assert not asked.exists(), f"{name} asked the network for {asked.read_text()}"
@@ -562,7 +562,7 @@ def test_a_smoke_run_shows_its_progress(smoke: Smoke):
     [header] = [number for number, line in enumerate(shown) if line.startswith("experiment")]
     assert re.search(r"seed 0  finished    2/2  ━{14}  \d\.\d{4}  [\d.]+% test", shown[header + 1])
     assert "test accuracy" in shown[header + 2]
-    assert smoke.output.count("experiment") > 4, "it was drawn again and again"
+    assert smoke.output.count("experiment") > 4, "it was redrawn many times"
 
 
 def test_a_finished_run_is_not_run_again(
@@ -590,14 +590,14 @@ def test_sockets_are_watched(tmp_path: Path):
     assert (tmp_path / "asked").read_text() == "('127.0.0.1', 9)\n"
 
 
-def test_ctrl_c_stops_with_a_word_on_how_to_go_on(say: Callable[..., Said], here: Path, tracked: list[str]):
+def test_ctrl_c_stops_and_says_how_to_resume(say: Callable[..., Said], here: Path, tracked: list[str]):
     def press() -> None:
         give_up = time.monotonic() + 60
         while not list(here.glob("storage/runs/*/stages/train/checkpoints/step-*")) and time.monotonic() < give_up:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    # A shell that started the tests in the background has Ctrl-C ignored, and Python leaves that as it finds it.
+    # In tests that a shell started in the background, SIGINT is ignored and Python does not change that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Thread(target=press).start()

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md and docs/methods.md say what is so: examples run, commands parse, every name has a right card."""
+"""The documents are correct: examples run, commands parse, every name has a card with its sources, labels and costs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
 
 
 def settings(config: Any) -> str:
-    """The settings of a criterion or objective and their defaults; which teacher it has is an option of its own."""
+    """The settings of a criterion or objective and their defaults, without its teacher."""
     fields = [field for field in dataclasses.fields(config) if field.name != "teacher"]
     return ", ".join(f"{field.name.replace('_', '-')} {shown(getattr(config, field.name))}" for field in fields)
 
@@ -148,7 +148,7 @@ def test_the_pages_are_short_enough_to_read():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_in_the_pages_can_be_given(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_commands_in_the_pages_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     given = commands(PAGES[page])
     assert len(given) >= {"README": 8, "methods": 15, "data": 4, "recipes": 20}.get(page, 0)
@@ -191,7 +191,7 @@ def test_files_that_a_page_names_exist(name: str):
 
 
 def batch() -> Batch:
-    """Two images, half as wide as the page's: the shares are the same."""
+    """Two images of half the width: the ratios of FLOPs are the same."""
     images = torch.randn(3, 2, 3, 16, 16)
     return Batch(images[0], torch.arange(2), torch.arange(2), images[1], images[2])
 
@@ -260,11 +260,11 @@ def changes() -> dict[str, list[str]]:
 
 
 def changed(text: str, lines: list[str]) -> str:
-    """`text` with the lines of a diff: each that stands there is looked for after the one before it."""
+    """`text` after the lines of a diff; each old line is searched for after the previous one."""
     old, new, waiting = text.splitlines(), [], []
     for mark, line in ((line[0], line[1:]) for line in lines):
         if mark == "+":
-            # What comes before any line that is known goes above the first one.
+            # Added lines before the first old line go above it.
             (new if new else waiting).append(line)
             continue
         assert line in old, f"there is no line {line!r}, or it comes earlier"
@@ -351,13 +351,13 @@ def test_the_examples_are_five_files_and_their_registration():
     assert len(added) == 5 * 2, "an import and a line in the registry"
 
 
-def test_a_diff_is_applied_where_it_says():
+def test_a_diff_is_applied_in_the_right_place():
     assert changed("a\nb\nc\n", ["+0", " a", "-b", "+B", " c", "+d"]) == "0\na\nB\nc\nd\n"
     with pytest.raises(AssertionError, match="no line 'a'"):
         changed("a\nb\n", [" b", " a"])
 
 
-def test_the_examples_are_in_the_style_of_the_house(copy: Path):
+def test_ruff_accepts_the_examples(copy: Path):
     files = [*(path for path, _ in examples()), *changes()]
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
@@ -383,7 +383,7 @@ def test_the_criterion_of_the_example_scores_by_the_gradient():
     torch.testing.assert_close(scores["1.weight"], torch.tensor([[1.5, 2.5], [1.5, 2.5]], dtype=torch.float64))
 
 
-def test_the_objective_of_the_example_rewards_doubt():
+def test_the_objective_of_the_example_rewards_uncertainty():
     objective = defined("compression/objectives/confidence.py")["Confidence"](weight=0.25)
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     losses = objective(lambda images: logits, Batch(torch.zeros(2, 1), torch.tensor([0, 0]), torch.arange(2)))
@@ -392,7 +392,7 @@ def test_the_objective_of_the_example_rewards_doubt():
     assert float(losses["confidence"]) == pytest.approx(-0.25 * entropy)
 
 
-def test_the_method_of_the_example_keeps_the_counts_of_each_layer_and_not_the_places():
+def test_the_method_of_the_example_keeps_the_number_of_weights_of_each_layer_but_not_their_places():
     model = models.build("resnet20", num_classes=10)
     masks = global_topk(magnitude(model), 0.9)
     shuffle = defined("compression/methods/shuffled.py")["shuffle"]
@@ -404,7 +404,7 @@ def test_the_method_of_the_example_keeps_the_counts_of_each_layer_and_not_the_pl
 
 
 def stored_masks(run: Path, sparsity: float) -> Mapping[str, torch.Tensor]:
-    """The masks that follow from the scores a run has stored."""
+    """The masks that follow from the stored scores of a run."""
 
     order = json.loads((run / "stages" / "score" / "stage.json").read_text())["order"]
     scores = load_tensors(run / "stages" / "score" / "result.safetensors")

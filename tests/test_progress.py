@@ -48,7 +48,7 @@ RUN: list[tuple[int, Event]] = [
 ]
 
 
-def test_what_the_machinery_logs_is_shown_while_runs_go_on() -> None:
+def test_logs_of_the_cluster_package_are_shown_during_runs() -> None:
     console = Console(file=io.StringIO(), width=80)
     logger = logging.getLogger("cluster.ray.monitor")
     logger.info("before")
@@ -73,7 +73,7 @@ print("the report")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What `time.monotonic` says to the display; a list of one."""
+    """What `time.monotonic` returns in the display, in a list."""
     now = [1000.0]
     monkeypatch.setattr(progress, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
     return now
@@ -89,7 +89,7 @@ def plain(names: list[str] = NAMES) -> tuple[Progress, io.StringIO]:
 
 
 def drawn(display: Progress, width: int = 120, height: int = 40) -> str:
-    """The table as text, on a console of that size."""
+    """The table as text, on a console of this size."""
     console = Console(file=io.StringIO(), width=width, height=height, record=True)
     display.console = console
     console.print(display.table())
@@ -107,7 +107,7 @@ def test_on_a_terminal_there_is_one_live_table(tmp_path: Path):
     assert "finished   2/10  ━━━━━━━━━━━━━━  1.5000  97.50% test" in first
     assert second.split("  ")[0] == NAMES[1]
     assert "failed     1/10  " in second
-    # Above it stays what no table holds.
+    # Lines that the table does not show stay above it.
     above = "\n".join(shown[:header])
     assert "waiting for process 7" in above
     assert "failed: ValueError: [batch_size] is 5000" in above
@@ -115,10 +115,10 @@ def test_on_a_terminal_there_is_one_live_table(tmp_path: Path):
     assert shown[header + 3 :] == ["the report", ""]
 
 
-def test_on_a_terminal_it_was_live(tmp_path: Path):
+def test_on_a_terminal_the_table_is_live(tmp_path: Path):
     _, output = run_in_terminal([sys.executable, "-c", DRIVER], tmp_path, environment())
     frames = output.split("experiment")
-    assert len(frames) > 4, "drawn again and again"
+    assert len(frames) > 4, "redrawn many times"
     assert any("score" in frame for frame in frames)
     assert any("25.00% val" in frame for frame in frames)
     assert "\x1b[1A" in output
@@ -147,7 +147,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path):
         "the report",
     ]
     minutes, seconds = eta.removesuffix(" to go").split(":")
-    assert 4 <= 60 * int(minutes) + int(seconds) <= 40, "a tenth took some 0.6 s, eight are left"
+    assert 4 <= 60 * int(minutes) + int(seconds) <= 40, "a tenth took about 0.6 s, eight tenths are left"
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch):
@@ -159,7 +159,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch):
     assert out.getvalue() == f"{NAMES[0]}: score\n"
 
 
-def test_the_failure_of_a_lone_experiment_is_left_to_the_report():
+def test_the_report_alone_shows_the_failure_of_a_single_experiment():
     out = io.StringIO()
     with Progress(NAMES[:1], Console(file=out, force_terminal=True, width=200)) as display:
         display(0, {"kind": "failed", "error": "ValueError: x"})
@@ -167,17 +167,17 @@ def test_the_failure_of_a_lone_experiment_is_left_to_the_report():
     assert "failed" in out.getvalue()
 
 
-def test_time_to_go_is_counted_from_this_sessions_speed(clock: list[float]):
+def test_the_time_left_follows_from_the_speed_of_this_process(clock: list[float]):
     display, out = plain()
     row = display.rows[0]
-    display(0, training(3, accuracy=0.1))  # a resumed run: the first three epochs cost nothing here
+    display(0, training(3, accuracy=0.1))  # a resumed run: the first three epochs took no time here
     assert row.eta() == ""
     clock[0] += 60
     display(0, training(4, accuracy=0.2))
     assert row.eta() == "6:00"
     assert out.getvalue().endswith("accuracy 20.00% val, 6:00 to go\n")
     clock[0] += 15
-    assert row.eta() == "5:45", "it runs down between events"
+    assert row.eta() == "5:45", "it counts down between events"
     clock[0] += 3600
     assert row.eta() == "0:00"
     display(0, training(10, accuracy=0.2))
@@ -192,7 +192,7 @@ def test_long_times_have_hours(clock: list[float]):
     assert display.rows[0].eta() == "2:43:20"
 
 
-def test_another_training_starts_its_own_clock(clock: list[float]):
+def test_each_training_has_its_own_clock(clock: list[float]):
     display, _ = plain()
     row = display.rows[0]
     display(0, training(1, stage="teacher"))
@@ -207,7 +207,7 @@ def test_another_training_starts_its_own_clock(clock: list[float]):
 
 
 @pytest.mark.parametrize("end", [{"kind": "failed", "error": "x"}, {"kind": "finished", "accuracy": 1.0}], ids=str)
-def test_what_has_ended_has_no_time_to_go(end: Event, clock: list[float]):
+def test_an_ended_experiment_has_no_time_left(end: Event, clock: list[float]):
     display, _ = plain()
     display(0, training(1))
     clock[0] += 1
@@ -247,7 +247,7 @@ def test_every_width_can_be_drawn(width: int):
         text = "".join(lines).replace(" ", "")
         assert "finished" in text
         assert "failed" in text
-    assert ("━" in "".join(lines)) == (width >= 79), "the name comes before the bar"
+    assert ("━" in "".join(lines)) == (width >= 79), "the name is more important than the bar"
     if width >= 60:
         assert "97.50% test" in "\n".join(lines)
 
@@ -259,7 +259,7 @@ def test_names_are_text_not_markup():
     assert "digits[/red] [bold]x" in drawn(display)
 
 
-def test_a_short_terminal_shows_what_works_and_counts_the_rest():
+def test_a_short_terminal_shows_running_experiments_and_counts_the_others():
     names = [f"experiment number {number}" for number in range(30)]
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=8)
     display = Progress(names, console)
@@ -275,10 +275,10 @@ def test_a_short_terminal_shows_what_works_and_counts_the_rest():
         assert "and 7 finished, 18 waiting" in text
     display.console = console
     text = drawn(display, height=8)
-    assert all(name in text for name in names), "at the end everything stands there"
+    assert all(name in text for name in names), "the final table has all experiments"
 
 
-def test_the_display_ends_with_an_error():
+def test_an_error_ends_the_display():
     out = io.StringIO()
 
     def interrupted() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from compression.config import added
 from compression.criteria.chunks import check_chunk_size
+from compression.criteria.rounds import Criterion
 from compression.objectives.base import Objective, check_positive
 
 
@@ -18,7 +20,7 @@ class CriterionConfig:
     rounds: int = 1
     """usual number of rounds of scoring and pruning"""
     score: Any
-    """function (model, batches, objective) -> scores, with a parameter `masks` if it scores a pruned network itself"""
+    """a `Criterion`: (model, batches, objective) -> scores, with a parameter `masks` if it scores a pruned network"""
 
     def num_batches(self, objective: Objective) -> int:
         """How many training batches `score` takes."""
@@ -28,6 +30,9 @@ class CriterionConfig:
 @dataclass(frozen=True, kw_only=True)
 class GradientCriterionConfig(CriterionConfig):
     """The settings of a criterion that averages or sums gradients over batches."""
+
+    function: ClassVar[Criterion]
+    """(model, batches, objective, chunk_size=...) -> scores"""
 
     batches: int = 1
     """number of training batches over which the gradient is averaged"""
@@ -40,3 +45,7 @@ class GradientCriterionConfig(CriterionConfig):
 
     def num_batches(self, objective: Objective) -> int:
         return self.batches
+
+    @property
+    def score(self) -> Criterion:
+        return partial(type(self).function, chunk_size=self.chunk_size)

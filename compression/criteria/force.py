@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.criteria.base import GradientCriterionConfig
 from compression.criteria.chunks import mean_gradients
-from compression.criteria.rounds import Criterion, Rounds, in_rounds
+from compression.criteria.rounds import Rounds, in_rounds
 from compression.masks import prunable
 from compression.objectives.base import Objective, check_positive
 
@@ -45,11 +44,8 @@ class FORCEConfig(GradientCriterionConfig):
     """rounds of scoring and pruning"""
 
     label = "FORCE"
+    function = staticmethod(force)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(rounds=self.rounds)
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(force, chunk_size=self.chunk_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.criteria.force import FORCEConfig, force
-from compression.criteria.rounds import Criterion, Rounds, in_rounds
+from compression.criteria.rounds import Rounds, in_rounds
 from compression.objectives.base import Objective
 
 
@@ -42,7 +41,4 @@ class IterSNIPConfig(FORCEConfig):
     """Connection sensitivity in rounds; what is pruned stays pruned."""
 
     label = "Iter-SNIP"
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(iter_snip, chunk_size=self.chunk_size)
+    function = staticmethod(iter_snip)

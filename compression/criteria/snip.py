@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from compression.batch import Batch
 from compression.criteria.base import GradientCriterionConfig
 from compression.criteria.chunks import mean_gradients
-from compression.criteria.rounds import Criterion
 from compression.masks import prunable
 from compression.objectives.base import Objective
 
@@ -34,7 +32,4 @@ class SNIPConfig(GradientCriterionConfig):
     """Connection sensitivity: weight times gradient."""
 
     label = "SNIP"
-
-    @property
-    def score(self) -> Criterion:
-        return functools.partial(snip, chunk_size=self.chunk_size)
+    function = staticmethod(snip)

@@ -1,6 +1,7 @@
 """Objectives: named losses of a model and a batch."""
 
-from compression.objectives.base import Objective, ObjectiveConfig
+from compression.objectives.base import Objective
+from compression.objectives.config import ObjectiveConfig
 from compression.objectives.cross_entropy import CrossEntropy, CrossEntropyConfig
 from compression.objectives.cs_kd import CSKD, CSKDConfig
 from compression.objectives.dlb import DLB, DLBConfig

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,26 +48,6 @@ class Objective:
     def scoring_batches(self, steps: int) -> int:
         """The number of batches for a criterion with `steps` inner steps and this objective: 1 or steps + 1."""
         return steps + 1
-
-
-class ObjectiveConfig:
-    """The settings of an objective: each subclass is a frozen dataclass."""
-
-    label: ClassVar[str]
-    """name in tables"""
-    objective: Callable[..., Objective]
-    """makes the objective"""
-    cache: bool = False
-    """whether it remembers the teacher's answer for each training image"""
-
-
-@dataclass(frozen=True)
-class TeacherObjectiveConfig(ObjectiveConfig):
-    """The settings of an objective with a teacher: `objective` takes the trained teacher."""
-
-    teacher: Any = None
-    """the experiment that trains the teacher; None: this experiment's network, data and training, dense, with
-    cross-entropy"""
 
 
 def full_precision(logits: Tensor) -> Tensor:

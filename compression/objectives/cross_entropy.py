@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import Model, Objective, ObjectiveConfig, full_precision
+from compression.objectives.base import Model, Objective, full_precision
+from compression.objectives.config import ObjectiveConfig
 
 
 class CrossEntropy(Objective):

@@ -9,14 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.objectives.base import (
-    Model,
-    Objective,
-    ObjectiveConfig,
-    check_positive,
-    distillation_divergence,
-    full_precision,
-)
+from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
+from compression.objectives.config import ObjectiveConfig
 
 
 class CSKD(Objective):

@@ -13,13 +13,13 @@ from compression.batch import Batch, Info
 from compression.objectives.base import (
     Model,
     Objective,
-    TeacherObjectiveConfig,
     check_positive,
     check_same_classes,
     check_share,
     distillation_divergence,
     full_precision,
 )
+from compression.objectives.config import TeacherObjectiveConfig
 from compression.objectives.teacher import Teacher
 
 Divergence = Literal["kl", "authors"]

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from compression.batch import Batch
 from compression.config import added
-from compression.objectives.base import Model, Objective, ObjectiveConfig, check_share, full_precision
+from compression.objectives.base import Model, Objective, check_share, full_precision
+from compression.objectives.config import ObjectiveConfig
 
 
 class PSKD(Objective):

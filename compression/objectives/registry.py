@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compression.objectives.base import ObjectiveConfig
+from compression.objectives.config import ObjectiveConfig
 from compression.objectives.cross_entropy import CrossEntropyConfig
 from compression.objectives.cs_kd import CSKDConfig
 from compression.objectives.dlb import DLBConfig

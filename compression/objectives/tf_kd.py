@@ -12,13 +12,12 @@ from compression.batch import Batch, Info
 from compression.objectives.base import (
     Model,
     Objective,
-    ObjectiveConfig,
-    TeacherObjectiveConfig,
     check_positive,
     check_share,
     distillation_divergence,
     full_precision,
 )
+from compression.objectives.config import ObjectiveConfig, TeacherObjectiveConfig
 from compression.objectives.teacher import Teacher
 
 SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0

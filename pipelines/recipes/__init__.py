@@ -27,21 +27,3 @@ RECIPES = {
     "cifar100_pdd": cifar100_pdd,
     "imagenet_pdd": imagenet_pdd,
 }
-
-__all__ = [
-    "RECIPES",
-    "cifar10_epsd",
-    "cifar10_pdd",
-    "cifar100_epsd",
-    "cifar100_pdd",
-    "cifar100_prune_then_distill",
-    "cub_epsd",
-    "digits_epsd",
-    "imagenet_dense",
-    "imagenet_epsd",
-    "imagenet_pdd",
-    "imagenet_prune_then_distill",
-    "images_epsd",
-    "tiny_imagenet_epsd",
-    "tiny_imagenet_prune_then_distill",
-]

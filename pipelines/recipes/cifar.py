@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from compression.methods import MethodConfig
 from pipelines.data.config import CIFAR10, CIFAR100, Digits, Images, TinyImageNet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, MultiStep
-from pipelines.recipes.parts import (
-    Criterion,
-    Distillation,
-    Method,
-    ObjectiveTeacher,
-    Optimizer,
-    Smoke,
-    build_method,
-    build_optimizer,
-    with_teacher,
-)
+from pipelines.recipes import parts
 
 
 def cifar10_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
 ) -> Experiment:
     """ResNet-18 (3x3 stem) on CIFAR-10 at 95 % sparsity, with the schedule of ProsPr's code.
 
@@ -37,16 +26,16 @@ def cifar10_epsd(
 
     With --smoke: ResNet-20 for two epochs on scikit-learn's digits, which need no download.
     """
-    return small_images(CIFAR10(), build_method(method, 0.95, distillation, criterion), teacher, optimizer, smoke)
+    return small_images(CIFAR10(), method, distillation, criterion, teacher, optimizer, smoke)
 
 
 def cifar100_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
 ) -> Experiment:
     """ResNet-18 (3x3 stem) on CIFAR-100 at 95 % sparsity, with the schedule of ProsPr's code.
 
@@ -54,16 +43,16 @@ def cifar100_epsd(
 
         python pipelines/run.py cifar100_epsd --data.root DIR     # DIR holds cifar-100-python.tar.gz
     """
-    return small_images(CIFAR100(), build_method(method, 0.95, distillation, criterion), teacher, optimizer, smoke)
+    return small_images(CIFAR100(), method, distillation, criterion, teacher, optimizer, smoke)
 
 
 def tiny_imagenet_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
 ) -> Experiment:
     """ResNet-18 (3x3 stem) on Tiny-ImageNet at 64 pixels and 95 % sparsity, with the schedule of ProsPr's code.
 
@@ -73,16 +62,16 @@ def tiny_imagenet_epsd(
         python pipelines/run.py tiny_imagenet_epsd --data.root DIR     # DIR holds tiny-imagenet-200.zip
         python pipelines/run.py tiny_imagenet_epsd --data.root DIR --data.subset     # a subset, named as such
     """
-    return small_images(TinyImageNet(), build_method(method, 0.95, distillation, criterion), teacher, optimizer, smoke)
+    return small_images(TinyImageNet(), method, distillation, criterion, teacher, optimizer, smoke)
 
 
 def images_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
 ) -> Experiment:
     """ResNet-18 (3x3 stem) at 95 % sparsity on any folder of small images, held in memory.
 
@@ -93,17 +82,23 @@ def images_epsd(
 
     DIR holds train/<class>/* and test/<class>/* (or val/<class>/*, which is then the test split).
     """
-    return small_images(Images(), build_method(method, 0.95, distillation, criterion), teacher, optimizer, smoke)
+    return small_images(Images(), method, distillation, criterion, teacher, optimizer, smoke)
 
 
 def small_images(
     data: CIFAR10 | CIFAR100 | TinyImageNet | Images,
-    method: MethodConfig,
+    method: str,
+    distillation: str | None,
+    criterion: str | None,
     teacher: str | None,
     optimizer: str,
     smoke: bool,
 ) -> Experiment:
     """The schedule that these recipes share; a smoke run is two epochs of a smaller network on the digits."""
-    training = Training(2 if smoke else 200, 128 if smoke else 256, build_optimizer(optimizer, SGD(0.1)), MultiStep())
+    compression, sgd = (
+        parts.build_method(method, 0.95, distillation, criterion),
+        parts.build_optimizer(optimizer, SGD(0.1)),
+    )
+    training = Training(2 if smoke else 200, 128 if smoke else 256, sgd, MultiStep((0.5, 0.75)))
     network = ("resnet20", Digits()) if smoke else ("resnet18_small", data)
-    return with_teacher(Experiment(method, *network, training), teacher)
+    return parts.with_teacher(Experiment(compression, *network, training), teacher)

@@ -11,26 +11,16 @@ from pipelines.data.config import CUB
 from pipelines.data.preparing.digits_folder import prepared, write_digits_as_cub
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, MultiStep
-from pipelines.recipes.parts import (
-    Criterion,
-    Distillation,
-    Method,
-    ObjectiveTeacher,
-    Optimizer,
-    Smoke,
-    build_method,
-    build_optimizer,
-    with_teacher,
-)
+from pipelines.recipes import parts
 
 
 def cub_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
     scratch: Path = Path(),
 ) -> Experiment:
     """ResNet-18 from scratch on CUB-200-2011 at 224 pixels and 90 % sparsity, with the schedule of CS-KD's code.
@@ -44,13 +34,13 @@ def cub_epsd(
 
     With --smoke: scikit-learn's digits in CUB's layout, through the same readers.
     """
-    compression = build_method(method, 0.9, distillation, criterion)
+    compression = parts.build_method(method, 0.9, distillation, criterion)
     if isinstance(compression, EPSD) and isinstance(compression.distillation, CSKDConfig):
         compression = replace(compression, distillation=CSKDConfig(weight=3.0))
-    sgd = build_optimizer(optimizer, SGD(lr=0.1, weight_decay=1e-4))
+    sgd = parts.build_optimizer(optimizer, SGD(lr=0.1, weight_decay=1e-4))
     training = Training(1 if smoke else 200, 32, sgd, MultiStep((0.5, 0.75)))
     network = ("resnet20", smoke_data(scratch)) if smoke else ("resnet18", CUB())
-    return with_teacher(Experiment(compression, *network, training), teacher)
+    return parts.with_teacher(Experiment(compression, *network, training), teacher)
 
 
 def smoke_data(scratch: Path) -> CUB:

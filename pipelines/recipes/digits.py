@@ -5,26 +5,16 @@ from __future__ import annotations
 from pipelines.data.config import Digits
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Cosine
-from pipelines.recipes.parts import (
-    Criterion,
-    Distillation,
-    Method,
-    ObjectiveTeacher,
-    Optimizer,
-    Smoke,
-    build_method,
-    build_optimizer,
-    with_teacher,
-)
+from pipelines.recipes import parts
 
 
 def digits_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
-    smoke: Smoke = False,
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
+    smoke: parts.Smoke = False,
 ) -> Experiment:
     """ResNet-20 on handwritten digits at 95 % sparsity: the whole path in seconds, on any machine.
 
@@ -33,6 +23,6 @@ def digits_epsd(
 
         python pipelines/digits_epsd.py --workers 2
     """
-    training = Training(2 if smoke else 15, 128, build_optimizer(optimizer, SGD(lr=0.1)), Cosine())
-    compression = build_method(method, 0.95, distillation, criterion)
-    return with_teacher(Experiment(compression, "resnet20", Digits(), training), teacher)
+    training = Training(2 if smoke else 15, 128, parts.build_optimizer(optimizer, SGD(lr=0.1)), Cosine())
+    compression = parts.build_method(method, 0.95, distillation, criterion)
+    return parts.with_teacher(Experiment(compression, "resnet20", Digits(), training), teacher)

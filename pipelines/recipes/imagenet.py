@@ -13,17 +13,7 @@ from pipelines.data.config import ImageNet, Resolution
 from pipelines.data.preparing.digits_folder import prepared, write_digits_as_imagenet
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Linear, MultiStep
-from pipelines.recipes.parts import (
-    Criterion,
-    Distillation,
-    Method,
-    ObjectiveTeacher,
-    Optimizer,
-    Smoke,
-    build_method,
-    build_optimizer,
-    with_teacher,
-)
+from pipelines.recipes import parts
 
 
 @dataclass(frozen=True)
@@ -58,13 +48,13 @@ ScheduleName = Annotated[str, arg(help=f"published training setting: {', '.join(
 
 
 def imagenet_dense(
-    method: Method = "dense",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
+    method: parts.Method = "dense",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
     schedule: ScheduleName = "standard",
-    smoke: Smoke = False,
+    smoke: parts.Smoke = False,
     scratch: Path = Path(),
 ) -> Experiment:
     """ResNet-50 or ResNet-18 on ImageNet, dense: the baseline of the other recipes.
@@ -89,25 +79,25 @@ def imagenet_dense(
     published = choose("schedule", schedule, SCHEDULES)
     if published.grows and method == "dense" and distillation is None and not smoke:
         distillation = "label_smoothing"
-    compression = build_method(method, 0.9, distillation, criterion)
+    compression = parts.build_method(method, 0.9, distillation, criterion)
     if smoke:
-        sgd = build_optimizer(optimizer, SGD(lr=0.1, weight_decay=1e-4))
+        sgd = parts.build_optimizer(optimizer, SGD(lr=0.1, weight_decay=1e-4))
         training = Training(1, 64, sgd, MultiStep((1 / 3, 2 / 3)))
         experiment = Experiment(compression, "resnet20", smoke_data(scratch), training)
     else:
         network, training = published.network or "resnet50", training_of(published, optimizer)
         experiment = Experiment(compression, network, data_of(published), training)
-    return with_teacher(experiment, teacher)
+    return parts.with_teacher(experiment, teacher)
 
 
 def imagenet_epsd(
-    method: Method = "epsd",
-    distillation: Distillation = None,
-    criterion: Criterion = None,
-    teacher: ObjectiveTeacher = None,
-    optimizer: Optimizer = "sgd",
+    method: parts.Method = "epsd",
+    distillation: parts.Distillation = None,
+    criterion: parts.Criterion = None,
+    teacher: parts.ObjectiveTeacher = None,
+    optimizer: parts.Optimizer = "sgd",
     schedule: ScheduleName = "standard",
-    smoke: Smoke = False,
+    smoke: parts.Smoke = False,
     scratch: Path = Path(),
 ) -> Experiment:
     """ResNet-50 on ImageNet at 90 % sparsity: 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30.
@@ -142,7 +132,7 @@ def training_of(schedule: Schedule, optimizer: str = "sgd", share: float = 1.0) 
     return Training(
         epochs,
         schedule.batch_size,
-        build_optimizer(optimizer, schedule.optimizer),
+        parts.build_optimizer(optimizer, schedule.optimizer),
         Linear() if rapid else MultiStep((1 / 3, 2 / 3)),
         min(2.0, epochs / 2) if rapid else 0.0,
         precision="bfloat16",

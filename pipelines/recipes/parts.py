@@ -15,42 +15,30 @@ from compression.choose import choose
 from compression.criteria import CRITERIA
 from compression.methods import METHODS, Dense, MethodConfig
 from compression.objectives import OBJECTIVES
-from compression.objectives.base import TeacherObjectiveConfig
+from compression.objectives.config import TeacherObjectiveConfig
 from pipelines.experiment import Experiment
 from pipelines.optimizers import OFFERED, SGD, AdamW, TorchOptimizer
 
+WITH_TEACHER = [name for name, config in OBJECTIVES.items() if issubclass(config, TeacherObjectiveConfig)]
+
+
+def _help(text: str, names: Iterable[str], default: str = "") -> Any:
+    return arg(help=f"{text}: {', '.join(names)}{default}")
+
 
 def _methods_with(option: str) -> str:
-    return _words(name for name, config in METHODS.items() if option in config.options)
+    return ", ".join(name for name, config in METHODS.items() if option in config.options)
 
 
-def _words(names: Iterable[str]) -> str:
-    return ", ".join(names)
+USUAL = "; None: the method's usual one"
 
-
-WITH_TEACHER = _words(name for name, config in OBJECTIVES.items() if issubclass(config, TeacherObjectiveConfig))
-
-Method = Annotated[str, arg(help=f"how the network is compressed: {_words(METHODS)}")]
+Method = Annotated[str, _help("how the network is compressed", METHODS)]
 Distillation = Annotated[
-    str | None,
-    arg(
-        help=f"objective of the training, for the methods {_methods_with('distillation')}: {_words(OBJECTIVES)}; "
-        "None: the method's usual one"
-    ),
+    str | None, _help(f"training objective (in {_methods_with('distillation')})", OBJECTIVES, USUAL)
 ]
-Criterion = Annotated[
-    str | None,
-    arg(
-        help=f"what scores the weights, for the method {_methods_with('criterion')}: {_words(CRITERIA)}; "
-        "None: the method's usual one"
-    ),
-]
+Criterion = Annotated[str | None, _help(f"score of a weight (in {_methods_with('criterion')})", CRITERIA, USUAL)]
 ObjectiveTeacher = Annotated[
-    str | None,
-    arg(
-        help=f"network of the teacher, for the objectives {WITH_TEACHER}: it is trained in the same way as the "
-        "student; None: the student's own network"
-    ),
+    str | None, _help("network of the teacher, trained like the student, of the objectives", WITH_TEACHER)
 ]
 Teacher = Annotated[str | None, arg(help="network of the teacher; None: the recipe's own")]
 Student = Annotated[str | None, arg(help="network of the student; None: the recipe's own")]
@@ -79,7 +67,9 @@ def with_teacher(experiment: Experiment, teacher: str | None) -> Experiment:
         return experiment
     method: Any = experiment.method
     if "distillation" not in method.options or not isinstance(method.objective, TeacherObjectiveConfig):
-        raise ValueError(f"--teacher needs an objective with a teacher: set --distillation to {WITH_TEACHER}")
+        raise ValueError(
+            f"--teacher needs an objective with a teacher: set --distillation to {' or '.join(WITH_TEACHER)}"
+        )
     objective = replace(method.objective, teacher=replace(experiment, method=Dense(), model=teacher))
     return replace(experiment, method=replace(method, **{method.options["distillation"]: objective}))
 
