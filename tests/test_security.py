@@ -176,8 +176,11 @@ def test_a_cluster_refuses_jobs_without_the_token(head: Head, tmp_path: Path):
 
 @pytest.mark.ray
 def test_a_job_with_the_token_runs_and_returns_its_status(head: Head, tmp_path: Path):
-    marker = tmp_path / "ran"
+    marker, end = tmp_path / "ran", time.monotonic() + 120
     status, said = head.job("submit", "--", "touch", str(marker))
+    while "No available agent" in said and time.monotonic() < end:  # the node's agent starts after the dashboard
+        time.sleep(1)
+        status, said = head.job("submit", "--", "touch", str(marker))
     assert status == 0, said
     assert marker.exists()
     status, said = head.job("submit", "--", "false")

@@ -244,7 +244,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, monkeypa
         np.dtype("V8"),
         re.compile("x"),
         bytearray(b"x"),
-        print,
+        len,
     ],
 )
 def test_other_values_in_pickles_are_refused(value: object) -> None:
