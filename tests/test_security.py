@@ -109,6 +109,8 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path) -> Iterator
     command = [RAY, "start", "--head", "--block", f"--port={found.port}", "--dashboard-host=127.0.0.1"]
     command += [
         f"--dashboard-port={found.dashboard}",
+        # Its default is taken if another test has started a Ray of its own: then no agent takes jobs.
+        f"--dashboard-agent-listen-port={free_port()}",
         f"--ray-client-server-port={found.client}",
         "--num-cpus=1",
         "--num-gpus=0",
@@ -176,7 +178,7 @@ def test_a_cluster_refuses_jobs_without_the_token(head: Head, tmp_path: Path):
 
 @pytest.mark.ray
 def test_a_job_with_the_token_runs_and_returns_its_status(head: Head, tmp_path: Path):
-    marker, end = tmp_path / "ran", time.monotonic() + 120
+    marker, end = tmp_path / "ran", time.monotonic() + 60
     status, said = head.job("submit", "--", "touch", str(marker))
     while "No available agent" in said and time.monotonic() < end:  # the node's agent starts after the dashboard
         time.sleep(1)
