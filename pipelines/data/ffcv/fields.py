@@ -102,7 +102,7 @@ class Encoder:
 
     def __call__(self, rows: range) -> list[Encoded | LeftOut]:
         """OSError: a file cannot be opened."""
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
 
         cv2.setNumThreads(1)  # each core has its own process
         choices = draws.uniform(_JPEG_DRAW, torch.tensor(rows), 0) < self.storage.jpeg_share
@@ -187,7 +187,7 @@ def _shrunk(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
 
     FFCV's writer does the same, and published accuracies come from images shrunk in this way.
     """
-    import cv2
+    import cv2  # pyright: ignore[reportMissingImports]
 
     height, width = pixels.shape[:2]
     if max_side is None or max(height, width) <= max_side:

@@ -49,7 +49,7 @@ def threads_kept() -> Iterator[None]:
     FFCV's import sets both numbers to 1. Once numba has started threads, it prints a warning to stdout at every fork.
     """
     try:
-        import numba
+        import numba  # pyright: ignore[reportMissingImports]
     except ImportError:  # then FFCV cannot be imported either, and the import reports it
         yield
         return

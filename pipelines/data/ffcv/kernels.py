@@ -32,7 +32,7 @@ class Kernels(NamedTuple):
 @functools.cache
 def kernels() -> Kernels:
     from ffcv import libffcv  # pyright: ignore[reportAttributeAccessIssue] (optional)
-    from numba import njit, types
+    from numba import njit, types  # pyright: ignore[reportMissingImports]
 
     # FFCV sets this only in cv2's copy of OpenCV. Its native functions use another copy, whose threads would compete
     # with ours on pictures above 256 pixels.

@@ -102,7 +102,7 @@ def _manifest(job: Job, parts: Mapping[str, PartFile], versions: Mapping[str, st
 
 
 def _versions() -> dict[str, str]:
-    import cv2
+    import cv2  # pyright: ignore[reportMissingImports]
 
     packages = {"pillow": PIL.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
     return {"python": platform.python_version(), "ffcv": version("ffcv"), **packages}
