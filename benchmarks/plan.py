@@ -3,12 +3,9 @@
     python benchmarks/plan.py imagenet_epsd --gpus 8 --data.root DIR --price 2.5
     python benchmarks/plan.py imagenet_dense --gpus 8 16 --gpus-per-host 8 --bandwidth 12 --latency 20 --schedule ffcv16
 
-The recipe's method runs in a session that trains nothing (DryRun). So the method itself says which trainings, scorings
-and evaluations it consists of, teachers and controls included, each once. Each of them is timed on this device.
-docs/scaling.md has the model that turns these times into hours on N GPUs, and what it leaves out.
-
-If the data are missing, the official counts and random pixels are used. Without a GPU, CPU processes take the place of
-GPUs. Options that are not listed are the recipe's own: python pipelines/run.py RECIPE --help.
+The method runs in a session that trains nothing (DryRun), but times each training, scoring and evaluation once, with
+teachers and controls. docs/scaling.md turns these times into hours. Missing data are replaced by random pixels of the
+official counts, GPUs by CPU processes. Other options are the recipe's own: python pipelines/run.py RECIPE --help.
 """
 
 import argparse
@@ -27,9 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.stand_in import even, even_result, open_data
-from benchmarks.timing import Row, all_reduce_seconds, machine, mean_seconds, wall_clock
-from benchmarks.training_steps import seconds_per_step
+from benchmarks.timing import Row, all_reduce_seconds, machine, mean_seconds, ring_seconds, wall_clock
+from benchmarks.training_steps import even, even_result, random_pixels, seconds_per_step
 from cluster.worker import Worker
 from compression import gates
 from compression.batch import Batch
@@ -38,23 +34,26 @@ from compression.cost import count_flops, latency
 from compression.masks import Masks
 from compression.objectives import Objective
 from pipelines import cli
-from pipelines.data.config import Digits
+from pipelines.context import EpochRange
+from pipelines.data.config import CIFAR10, CIFAR100, CUB, Digits, ImageNet, TinyImageNet
+from pipelines.data.loader import Loader, open_loader
 from pipelines.evaluation import autocast
 from pipelines.experiment import Experiment, Placement, Training
+from pipelines.progress import refusing, say
 from pipelines.recipes import RECIPES
 from pipelines.run import recipes
 from pipelines.run_folder import RunFolder
-from pipelines.session import ExperimentSession
+from pipelines.session import ExperimentSession, Groups
 from pipelines.teachers import with_data_of
 
-BUCKET_BYTES = 25 * 2**20
-"""Gradients that DistributedDataParallel sends in one message."""
-
-
-def ring_seconds(num_bytes: int, gpus: int, bandwidth: float, delay: float) -> float:
-    """An all-reduce: each device sends 2 (N-1)/N of the bytes, in 2 (N-1) messages for each bucket (`delay` each)."""
-    messages = 2 * (gpus - 1) * math.ceil(num_bytes / BUCKET_BYTES)
-    return 2 * (gpus - 1) / gpus * num_bytes / bandwidth + messages * delay
+OFFICIAL = {
+    CIFAR10: (10, 50_000, 10_000),
+    CIFAR100: (100, 50_000, 10_000),
+    TinyImageNet: (200, 100_000, 10_000),
+    ImageNet: (1000, 1_281_167, 50_000),
+    CUB: (200, 5_994, 5_794),
+}
+"""Data set -> classes, images in train (before validation is held out), images in test."""
 
 
 @dataclass
@@ -73,9 +72,8 @@ class Plan:
         """Go through a run, if that was not done before; the network that it would leave, untrained."""
         if experiment.identity not in self._networks:
             session = DryRun(experiment, self)
-            model = experiment.method.run(session)
+            self._networks[experiment.identity] = model = experiment.method.run(session)
             session.evaluate(model, "test")
-            self._networks[experiment.identity] = model
         return self._networks[experiment.identity]
 
     def once(self, what: str, key: Any, measure: Callable[[], float]) -> float:
@@ -100,22 +98,17 @@ class Plan:
 class DryRun(ExperimentSession):
     """The session of one run: it trains nothing, but times each training, stage and evaluation for a plan.
 
-    An untrained network cannot say which of its weights will survive. So every layer is taken to lose the same share:
-    weights and scores are random values with the same distribution in every layer.
+    Weights, scores and gates are random values with one distribution, so that every layer loses the same share.
     """
 
     def __init__(self, experiment: Experiment, plan: Plan) -> None:
         loader, note = open_data(experiment, plan.device, plan.loader_workers, plan.options.counts)
         worker, folder = Worker(0, 1, plan.device, None, lambda event: None), RunFolder(Path("unused"), "plan")
-
-        def teacher(_: Any, asked: Experiment) -> nn.Module:
-            return plan.run(with_data_of(experiment, asked))
-
-        super().__init__(experiment, Placement(), worker, loader, folder, teacher)
+        of_run = experiment, Placement(), worker, loader, folder
+        super().__init__(*of_run, lambda _, asked: plan.run(with_data_of(experiment, asked)))
         self.plan, self.random_pixels = plan, note is not None
         plan.notes |= {note: None} if note else {}
-        self._images = (0, 0)
-        """In the batches for the next stage: that it asked for, and that it is timed on."""
+        self._images = 0, 0  # in the batches for the next stage: that it asked for, and that it is timed on
 
     def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
         model = super().model(spec)
@@ -140,43 +133,34 @@ class DryRun(ExperimentSession):
         self._add(name, lambda gpus: seconds)
         return even_result(result) if given else result
 
-    def train(
-        self,
-        name: str,
-        model: nn.Module,
-        objective: Objective,
-        *,
-        masks: Masks | None = None,
-        schedule: Training | None = None,
-        epochs: range | None = None,
-        param_groups: Sequence[dict[str, Any]] | None = None,
+    def train_stage(
+        self, stage: EpochRange, model: nn.Module, objective: Objective, masks: Masks | None, groups: Groups | None
     ) -> nn.Module:
-        settings = schedule or self.experiment.training
-        epochs = range(settings.epochs) if epochs is None else epochs
-        steps = self.loader.steps_per_epoch(settings.batch_size)
+        settings, batch_size = stage.settings, stage.settings.batch_size
         num_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        sizes = [self.loader.size_at(epoch / settings.epochs) for epoch in epochs]
-        last = dict(zip(sizes, epochs, strict=True))
+        sizes = [self.loader.size_at(epoch / settings.epochs) for epoch in stage.epochs]
+        last = dict(zip(sizes, stage.epochs, strict=True))
 
         def step(gpus: int, size: int | None) -> float:
-            share = settings.batch_size // gpus
-            self.loader.epoch(name, 0, settings.batch_size, objective.needs, 0, gpus)  # an error if there is a rest
+            share = batch_size // gpus
+            self.loader.epoch(stage.stage, 0, batch_size, objective.needs, 0, gpus)  # an error if there is a rest
             still = replace(settings, batch_size=share, optimizer=replace(settings.optimizer, lr=1e-6))
-            how = {"masks": masks, "schedule": still, "epochs": range(last[size], last[size] + 1)}
+            how = {"settings": still, "epoch": last[size]}
             compute = self.plan.once(
                 f"a step on {share} images of {size or self.info.input_shape[1]} px",
                 (model, objective, masks is None, still),
-                lambda: seconds_per_step(self, self.plan.options.seconds, model, objective, param_groups, **how),
+                lambda: seconds_per_step(self, self.plan.options.seconds, model, objective, masks, groups, **how),
             )
-            reading = self._reading(settings.batch_size, gpus, objective.needs, last[size] / settings.epochs)
+            reading = self._reading(batch_size, gpus, objective.needs, last[size] / settings.epochs)
             return max(compute + self.plan.all_reduce(num_bytes, gpus), reading)
 
         def seconds(gpus: int) -> float:
-            training = sum(step(gpus, size) * steps for size in sizes)
-            return training + len(epochs) * self._evaluation(model, "val", settings, gpus)
+            training = sum(step(gpus, size) * stage.steps_per_epoch for size in sizes)
+            return training + len(sizes) * self._evaluation(model, "val", settings, gpus)
 
-        if epochs:
-            self._add(name, seconds, epochs=len(epochs), steps=len(epochs) * steps, gradient_bytes=num_bytes)
+        if epochs := len(sizes):
+            counts = {"epochs": epochs, "steps": epochs * stage.steps_per_epoch, "gradient_bytes": num_bytes}
+            self._add(stage.stage, seconds, **counts)
         (masks or Masks({})).attach(model).close()  # after a training pruned weights are zero
         for gate in gates.gate_parameters(model):
             gate.data = even(gate)
@@ -210,13 +194,34 @@ class DryRun(ExperimentSession):
         self.plan.parts.append({"run": self.experiment.name, "stage": stage, **more, "seconds": on})
 
 
+def open_data(
+    experiment: Experiment, device: torch.device, workers: int, counts: tuple[int, int, int] | None
+) -> tuple[Loader, str | None]:
+    """The data and None; or random pixels in classes of equal size, and a note that says so.
+
+    workers: decoding processes or threads. counts: do not look for the data, but take so many images.
+    ValueError: the data are missing, and nobody knows how many they are.
+    """
+    data, dtype = experiment.data, experiment.training.dtype
+    if counts is None or isinstance(data, Digits):
+        try:
+            return open_loader(data, experiment.seed, device, dtype, workers), None
+        except FileNotFoundError as error:
+            if data.label != type(data)().label or (counts := OFFICIAL.get(type(data))) is None:  # a part of it
+                text = f"the size of {data.label} is not known: give --train-images, --test-images and --classes"
+                raise ValueError(f"{text}, or the data ({error})") from error
+    size = getattr(data, "image_size", 64 if isinstance(data, TinyImageNet) else 32)
+    opened = random_pixels(size, counts, device, dtype)
+    loader = Loader(opened, data.val_fraction, experiment.seed, getattr(data, "resolution", None))
+    return loader, f"{data.label}: random pixels, {counts[1]:,} + {counts[2]:,} images; reading is not timed"
+
+
 def make(options: argparse.Namespace, command: cli.Command) -> Row:
     """The plan of a command as one JSON object."""
     if command.placement.strategy == "deepspeed":
         raise ValueError("--strategy deepspeed cannot be planned, as ZeRO communicates in another way: plan for ddp")
     torch.set_num_threads(command.placement.threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    workers = command.placement.loader_workers
+    device, workers = torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), command.placement.loader_workers
     plan = Plan(options, device, min(8 * max(options.gpus), os.cpu_count() or 1) if workers is None else workers)
     experiments = [command.experiment, *(cli.controls(command.experiment) if command.controls else [])]
     for experiment in experiments:
@@ -244,22 +249,19 @@ def show(plan: Row, console: Console) -> None:
             table.add_row("all", key, "", "", *(format(row[key], form) for row in plan["plans"]))
     console.print(table)
     for note in [f"timed on {plan['hardware']}, torch {plan['torch']}", *plan["notes"]]:
-        console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"- {note}")
 
 
+@refusing(ValueError, OSError, torch.OutOfMemoryError)
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when planned, 2 for an error that the user has to correct."""
     options, of_recipe = _parser().parse_known_args(argv)
     counts = options.classes, options.train_images, options.test_images
     options.counts, options.gpus = None if None in counts else counts, sorted(set(options.gpus))
-    try:
-        if options.counts is None and any(counts):
-            raise ValueError("--classes, --train-images and --test-images go together: give all three, or none")
-        command = cli.parse(choose("recipe", options.recipe, RECIPES), of_recipe, f"plan.py {options.recipe}")
-        plan = make(options, command)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        cli.complain(f"error: {error}")
-        return 2
+    if options.counts is None and any(counts):
+        raise ValueError("--classes, --train-images and --test-images go together: give all three, or none")
+    recipe = choose("recipe", options.recipe, RECIPES)
+    plan = make(options, cli.parse(recipe, of_recipe, f"plan.py {options.recipe}"))
     if options.json:
         print(json.dumps(plan, indent=1))
     else:

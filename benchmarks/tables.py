@@ -16,6 +16,7 @@ from benchmarks.collect import collect, read_runs, tracker
 from benchmarks.suites import TABLES, Column, Table
 from cluster.atomic import write_atomically
 from compression.choose import choose
+from pipelines.progress import refusing
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 DIRTY = " †"
@@ -154,17 +155,10 @@ def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
     return equal
 
 
+@refusing(ValueError, ConnectionError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if all is well, 1 if --check found a difference, 2 for an error that the user has to correct."""
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except (ValueError, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(options: argparse.Namespace) -> int:
     for name in options.names:
         choose("table", name, TABLES)
     uri = f"sqlite:///{options.storage.absolute()}/mlflow.db" if options.storage else options.tracking_uri

@@ -44,6 +44,7 @@ from rich.table import Table
 from benchmarks.timing import Row, Setting
 from pipelines.experiment import Training
 from pipelines.optimizers import SGD
+from pipelines.progress import refusing
 
 TITLES = {
     "step": "One training step: {model}, batch {batch_size}, {size} pixels, {precision}; {repetitions} rounds",
@@ -73,14 +74,11 @@ COLUMNS = {
 """Benchmark -> heading -> cell."""
 
 
+@refusing(ValueError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when measured, 2 for an error that the user has to correct."""
     options = _parser().parse_args(arguments)
-    try:
-        measured = _measure(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    measured = _measure(options)
     if options.json:
         print("\n".join(json.dumps(row) for row in measured))
     else:

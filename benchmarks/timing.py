@@ -24,6 +24,9 @@ Row = dict[str, Any]
 CALLS_AT_ONCE = {"cpu": 1, "cuda": 20}
 """Steps between two readings of the clock: on a GPU each reading waits for the device, and a training never does."""
 
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that DistributedDataParallel sends in one message."""
+
 WARM_UP_ROUNDS = 1
 """Not timed: the first call allocates memory."""
 
@@ -152,6 +155,12 @@ def all_reduce_seconds(num_bytes: int) -> float:
     if outcome.error is not None:
         raise ValueError(f"the all-reduce could not be timed: {outcome.error}")
     return outcome.value
+
+
+def ring_seconds(num_bytes: int, gpus: int, bandwidth: float, delay: float) -> float:
+    """An all-reduce: each device sends 2 (N-1)/N of the bytes, in 2 (N-1) messages for each bucket (`delay` each)."""
+    messages = 2 * (gpus - 1) * math.ceil(num_bytes / BUCKET_BYTES)
+    return 2 * (gpus - 1) / gpus * num_bytes / bandwidth + messages * delay
 
 
 def _all_reduce(num_bytes: int, worker: Worker) -> float:

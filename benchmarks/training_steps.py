@@ -3,10 +3,11 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ from compression.criteria import snip
 from compression.masks import Masks
 from compression.methods import Dense
 from compression.objectives import OBJECTIVES, CrossEntropy, Objective
-from pipelines.context import RunContext
+from pipelines.context import EpochRange, RunContext
 from pipelines.data.config import Digits
 from pipelines.data.loader import NEEDS, Loader
 from pipelines.data.loading.arrays import read_digits
-from pipelines.data.loading.views import Opened
+from pipelines.data.loading.views import Opened, Request, batch_of
 from pipelines.data.stores import in_memory
 from pipelines.evaluation import autocast
 from pipelines.experiment import Experiment, Placement, Training
 from pipelines.optimizers import SGD, parameter_groups
 from pipelines.run_folder import RunFolder
 from pipelines.session import ExperimentSession
+from pipelines.training import Trainer
 
 VARIANTS = {
     "dense": "cross_entropy",
@@ -121,6 +123,48 @@ def enlarged_digits(size: int, device: torch.device) -> Opened:
     return in_memory(arrays, Digits().augmentation, device, torch.float32)
 
 
+def random_pixels(size: int, counts: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Opened:
+    """Random images in classes of equal size. counts: classes, images in train, images in test."""
+    classes, train, test = counts
+    labels = {part: torch.arange(num) % classes for part, num in {"train": train, "test": test}.items()}
+    return Opened(_RandomPixels(size, device, dtype), labels, classes, (3, size, size), "random pixels")
+
+
+class _RandomPixels:
+    """A data store that reads nothing: all batches of one shape are the same images."""
+
+    def __init__(self, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.host, self._size = device, size
+
+        @functools.cache
+        def images(num: int, size: int) -> Tensor:  # in channels_last memory, as other stores return them
+            return torch.rand(num, size, size, 3).to(device, dtype).permute(0, 3, 1, 2)
+
+        self._images = images
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        for request in requests:
+            images = {name: self._images(len(v.rows), v.size or self._size) for name, v in request.views.items()}
+            yield batch_of(images, request.labels, request.index)
+
+    def close(self) -> None:
+        self._images.cache_clear()
+
+
+def even(like: Tensor) -> Tensor:
+    """1/n, 2/n ... 1 in random order, in the shape of `like`: the same share of each such tensor is below any value."""
+    order = torch.randperm(like.numel(), generator=torch.Generator().manual_seed(0))
+    return ((order + 1) / like.numel()).view(like.shape).to(like.device, like.dtype)
+
+
+def even_result(result: Any) -> Any:
+    """Scores or masks, spread evenly over the layers."""
+    scores = {name: even(values.float()) for name, values in result.items()}
+    if not isinstance(result, Masks):
+        return scores
+    return allocation.remove_lowest(scores, Masks.ones_like(result), result.num_weights - result.num_kept)
+
+
 def measure(setting: Setting, training: Training, variants: Sequence[str] = tuple(VARIANTS)) -> list[Row]:
     """A row for each variant; the first two must be "dense" and "dense_again".
 
@@ -141,37 +185,33 @@ def train_with_pauses(
     session: ExperimentSession,
     steps: int,
     pause: Callable[[], bool],
-    model: nn.Module,
-    objective: Objective,
-    **how: Any,
+    *training: Any,
+    settings: Training | None = None,
+    epoch: int = 0,
 ) -> None:
-    """`session.train`, endless, with a pause after the first step and after each `steps` further ones.
+    """A training like `session.train`, endless, with a pause after the first step and after each `steps` further ones.
 
-    pause: called by every worker between two steps; False ends the training. how: options of `session.train`.
+    pause: called by every worker between two steps; False ends the training.
+    training: model, objective, masks and parameter groups; the last two may be missing.
+    settings: others than the experiment's. epoch: of their schedule.
     """
     session = copy.copy(session)
     session.loader = _PausedLoader(session.loader, steps, pause)
+    stage = EpochRange("timed", settings or session.experiment.training, range(epoch, epoch + 1), ENDLESS, 0)
     with contextlib.suppress(_Ended):
-        ExperimentSession.train(session, "timed", model, objective, **how)
+        Trainer(session, stage, *training).train()
 
 
-def seconds_per_step(
-    session: ExperimentSession,
-    seconds: float,
-    model: nn.Module,
-    objective: Objective,
-    param_groups: Sequence[dict[str, Any]] | None = None,
-    **how: Any,
-) -> float:
-    """Median wall-clock seconds of a step of `session.train`, timed for about so long; trains copies."""
+def seconds_per_step(session: ExperimentSession, seconds: float, *training: Any, **how: Any) -> float:
+    """Median wall-clock seconds of a step of `train_with_pauses`, timed for about so long; trains copies."""
     now, at_once, times = wall_clock(session.device), CALLS_AT_ONCE[session.device.type], []
 
     def pause() -> bool:
         times.append(now())
         return len(times) < 5 or times[-1] - times[1] < seconds
 
-    model, objective, groups = copy.deepcopy((model, objective, param_groups))  # together: they share parameters
-    train_with_pauses(session, at_once, pause, model, objective, param_groups=groups, **how)
+    training = copy.deepcopy(training)  # together: network and groups share parameters
+    train_with_pauses(session, at_once, pause, *training, **how)
     return statistics.median(after - before for before, after in itertools.pairwise(times[1:])) / at_once
 
 
@@ -185,9 +225,6 @@ class _PausedLoader(Loader):
     def __init__(self, loader: Loader, steps: int, pause: Callable[[], bool]) -> None:
         vars(self).update(vars(loader))
         self._loader, self._steps, self._pause = loader, steps, pause
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return ENDLESS
 
     def batches(self, *args: Any, **options: Any) -> list[Batch]:
         return self._loader.batches(*args, **options)

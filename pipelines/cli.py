@@ -18,7 +18,7 @@ from cluster.checkpoints import open_storage
 from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
-from pipelines.progress import say
+from pipelines.progress import complain, refusing, say
 
 Recipe = Callable[..., Experiment]
 """Its parameters are options, except `scratch`: the folder into which its smoke run writes."""
@@ -49,6 +49,7 @@ class _First:
     storage: str = Placement.storage
 
 
+@refusing(ValueError, OSError)
 def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the recipe with the options of the command line. program: its name in the help.
 
@@ -64,9 +65,6 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     except BrokenPipeError:  # the reader of our output has closed it: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
-        complain(f"error: {error}")
-        return 2
     except KeyboardInterrupt:
         complain("stopped; start the same command again to resume from the last checkpoint")
         return 130
@@ -144,11 +142,6 @@ def with_same_data(experiment: Experiment, before: Data) -> Experiment:
         return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value)})
 
     return replace(experiment, method=changed(experiment.method))
-
-
-def complain(text: str, style: str = "red") -> None:
-    """A coloured line on standard error."""
-    say(Console(stderr=True), text, style)
 
 
 def show(experiment: Experiment, console: Console) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed as dist
 
 from cluster.strategy import Strategy, strategy
@@ -53,7 +52,7 @@ class RunContext:
         self.seed = experiment.seed
         self.device = worker.device
         self.info: Info = loader.info
-        self.dtype = torch.float64 if experiment.training.precision == "float64" else torch.float32
+        self.dtype = experiment.training.dtype
         self.history: dict[tuple[str, int], Record] = {}
 
     def strategy_for(self, settings: Training) -> Strategy:

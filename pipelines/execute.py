@@ -65,8 +65,7 @@ def _open_loader(work: Work, worker: Worker) -> Loader:
     experiment, num_decoders = work.experiment, work.placement.loader_workers
     if num_decoders is None:
         num_decoders = min(8, os.cpu_count() or 1)
-    dtype = torch.float64 if experiment.training.precision == "float64" else torch.float32
-    return open_loader(experiment.data, experiment.seed, worker.device, dtype, num_decoders)
+    return open_loader(experiment.data, experiment.seed, worker.device, experiment.training.dtype, num_decoders)
 
 
 @contextlib.contextmanager

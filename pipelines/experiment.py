@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+import torch
+
 from cluster.zero_config import read_own
 from compression.config import added
 from compression.methods import EPSD, MethodConfig
@@ -44,6 +46,11 @@ class Training:
             raise ValueError(f"epochs and batch_size must be 1 or more, not {self.epochs} and {self.batch_size}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"warmup_epochs must lie in [0, {self.epochs}], not {self.warmup_epochs}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and weights."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
 
 @dataclass(frozen=True)

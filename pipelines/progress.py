@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+P = ParamSpec("P")
 
 WAITING, FINISHED, FAILED = "waiting", "finished", "failed"
 STYLES = {WAITING: "dim", FINISHED: "green", FAILED: "red"}
@@ -32,6 +35,28 @@ WIDE = 120
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print `text` as it is: without markup, highlighting or line breaks of our own."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
+def complain(text: str, style: str = "red") -> None:
+    """A coloured line on standard error."""
+    say(Console(stderr=True), text, style)
+
+
+def refusing(*errors: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorates the main function of a command: for `errors`, which the user can correct, it says why and returns 2."""
+
+    def decorated(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def run(*args: P.args, **options: P.kwargs) -> int:
+            try:
+                return main(*args, **options)
+            except errors as error:
+                complain(f"error: {error}")
+                return 2
+
+        return run
+
+    return decorated
 
 
 @dataclass

@@ -27,6 +27,9 @@ from pipelines.run_folder import Record, RunFolder, record
 from pipelines.stage_store import StageStore, to_device
 from pipelines.training import Trainer
 
+Groups = Sequence[dict[str, Any]]
+"""Parameter groups of an optimizer."""
+
 ObtainTeacher = Callable[[RunContext, Experiment], nn.Module]
 """Returns the finished network of another experiment, and runs that first if needed (`pipelines/teachers.py`)."""
 
@@ -96,19 +99,24 @@ class ExperimentSession(RunContext):
         masks: Masks | None = None,
         schedule: Training | None = None,
         epochs: range | None = None,
-        param_groups: Sequence[dict[str, Any]] | None = None,
+        param_groups: Groups | None = None,
     ) -> nn.Module:
         settings = schedule or self.experiment.training
-        if (settings.precision == "float64") != (self.dtype == torch.float64):
+        if settings.dtype != self.dtype:
             raise ValueError(
                 f"stage {name} is to train in {settings.precision}, the experiment's network is {self.dtype}"
             )
         epochs = range(settings.epochs) if epochs is None else epochs
         steps_per_epoch = self.loader.steps_per_epoch(settings.batch_size)
         stage = EpochRange(name, settings, epochs, steps_per_epoch, self.epochs_done)
-        model = Trainer(self, stage, model, objective, masks, param_groups).train()
         self.epochs_done += len(epochs)
-        return model
+        return self.train_stage(stage, model, objective, masks, param_groups)
+
+    def train_stage(
+        self, stage: EpochRange, model: nn.Module, objective: Objective, masks: Masks | None, groups: Groups | None
+    ) -> nn.Module:
+        """What `train` does with a stage; the planner replaces it."""
+        return Trainer(self, stage, model, objective, masks, groups).train()
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         return evaluate(model, self.loader, split, self.experiment.training, self.worker)

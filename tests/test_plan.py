@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from benchmarks import plan
-from benchmarks.plan import Plan, ring_seconds
-from benchmarks.stand_in import even, even_result, open_data
-from benchmarks.timing import Row, all_reduce_seconds
+from benchmarks.plan import Plan, open_data
+from benchmarks.timing import BUCKET_BYTES, Row, all_reduce_seconds, ring_seconds
+from benchmarks.training_steps import even, even_result
 from cluster.checkpoints import CheckpointStore
 from cluster.group import Group
 from cluster.launch import launch
@@ -70,7 +70,7 @@ def test_a_ring_sends_its_bytes_in_messages_of_buckets():
     assert ring_seconds(800, 1, 1000.0, 1.0) == 0
     # 2 x 3/4 of 800 bytes at 1000 bytes/s, and 6 messages of the one bucket.
     assert ring_seconds(800, 4, 1000.0, 0.001) == pytest.approx(1.2 + 0.006)
-    assert ring_seconds(plan.BUCKET_BYTES + 1, 2, float("inf"), 1.0) == 2 * 2
+    assert ring_seconds(BUCKET_BYTES + 1, 2, float("inf"), 1.0) == 2 * 2
 
 
 def test_a_plan_by_hand(planned: Planned, not_timed: dict[str, float]):
