@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.timing import Row, Setting, clock, step_rows
+from benchmarks.timing import Row, Setting, clock, turn_rows
 from benchmarks.training_steps import dense_session, train_with_pauses
 from cluster.worker import Worker
 from compression import models
@@ -82,7 +82,7 @@ def measure(setting: Setting, images: Path) -> list[Row]:
     images: folder with train/<class>/* and test/<class>/* (or val/<class>/*), of `setting.size` pixels.
     speedup: how many times as fast as the first. ValueError: the data hold less than a batch, or are not there.
     """
-    name, now = clock(setting.device)
+    clock_name, now = clock(setting.device)
     opened = open_store(Images(root=str(images), image_size=setting.size), setting.device, torch.float32, 0)
     if setting.batch_size > (num := len(opened.labels["train"])):
         raise ValueError(f"--batch-size is {setting.batch_size}, but there are {num} training images: use 1 to {num}")
@@ -104,7 +104,5 @@ def measure(setting: Setting, images: Path) -> list[Row]:
         session = dense_session(setting.model, setting.batch_size, opened, worker, Path(folder))
         train_with_pauses(session, setting.steps, next_turn, session.model(), CrossEntropy())
     turns = {name: found[1 : setting.rounds + 1] for name, found in seconds.items()}  # the first is a warm-up
-    steps = {name: [turn / setting.steps for turn in found] for name, found in turns.items()}
-    shared = {name: getattr(setting, name) for name in ("workers", "rounds", "steps")}
-    rows = step_rows(setting, "loop", steps, benchmark="training", clock=name, **shared)
+    rows = turn_rows(setting, "loop", turns, benchmark="training", clock=clock_name)
     return [row | {"speedup": 1 / row["ratio"]} for row in rows]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from benchmarks.timing import Row, Setting, interleaved, step_rows
+from benchmarks.timing import Row, Setting, interleaved, turn_rows
 from benchmarks.training_steps import dense_session, enlarged_digits, train_with_pauses
 from cluster.environment import environment as variables
 from cluster.group import Group
@@ -123,11 +123,9 @@ def measure(setting: Setting) -> list[Row]:
 
 
 def rows(setting: Setting, teams: Mapping[str, Team], seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """What `measure` returns: `timing.step_rows` of each group's turns, with the seconds until its first step."""
-    steps = {name: [turn / setting.steps for turn in own] for name, own in seconds.items()}
-    shared = {name: getattr(setting, name) for name in ("workers", "rounds", "steps")}
-    shared |= {"benchmark": "ray", "clock": "wall", "ray": environment(setting.device)["versions"]["ray"]}
-    found = step_rows(setting, "launcher", steps, **shared)
+    """What `measure` returns: `timing.turn_rows` of each group's turns, with the seconds until its first step."""
+    version = environment(setting.device)["versions"]["ray"]
+    found = turn_rows(setting, "launcher", seconds, benchmark="ray", clock="wall", ray=version)
     for row, team in zip(found, teams.values(), strict=True):
         row |= {"startup_seconds": team.startup_seconds, "first_step_seconds": team.first_step_seconds}
     return found

@@ -133,6 +133,13 @@ def step_rows(setting: Setting, column: str, seconds: Mapping[str, Sequence[floa
     ]
 
 
+def turn_rows(setting: Setting, column: str, turns: Mapping[str, Sequence[float]], **shared: Any) -> list[Row]:
+    """`step_rows` from the seconds of turns of `setting.steps` steps."""
+    steps = {name: [turn / setting.steps for turn in own] for name, own in turns.items()}
+    shared |= {name: getattr(setting, name) for name in ("workers", "rounds", "steps")}
+    return step_rows(setting, column, steps, **shared)
+
+
 def mean_seconds(batches: Iterator[object], seconds: float) -> float:
     """Mean wall-clock seconds of a batch, for about so long; the first is not counted if there are more."""
     first = time.perf_counter()

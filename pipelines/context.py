@@ -37,22 +37,22 @@ class EpochRange:
         return self.epochs_before + epoch + 1 - self.epochs.start
 
 
+@dataclass(eq=False)
 class RunContext:
     """One experiment on one worker: its device, data and folder, and the metrics recorded so far."""
 
-    def __init__(
-        self, experiment: Experiment, placement: Placement, worker: Worker, loader: Loader, folder: RunFolder
-    ) -> None:
-        self.experiment = experiment
-        self.placement = placement
-        self.worker = worker
-        self.loader = loader
-        self.folder = folder
-        self.strategy = placement.strategy or ("ddp" if worker.world_size > 1 else "single")
-        self.seed = experiment.seed
-        self.device = worker.device
-        self.info: Info = loader.info
-        self.dtype = experiment.training.dtype
+    experiment: Experiment
+    placement: Placement
+    worker: Worker
+    loader: Loader
+    folder: RunFolder
+
+    def __post_init__(self) -> None:
+        self.strategy = self.placement.strategy or ("ddp" if self.worker.world_size > 1 else "single")
+        self.seed = self.experiment.seed
+        self.device = self.worker.device
+        self.info: Info = self.loader.info
+        self.dtype = self.experiment.training.dtype
         self.history: dict[tuple[str, int], Record] = {}
 
     def strategy_for(self, settings: Training) -> Strategy:

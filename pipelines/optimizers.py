@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -40,14 +40,7 @@ class SGD:
             raise ValueError(f"momentum must be 0 or more, and above 0 with nesterov, not {self.momentum}")
 
     def build(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            groups,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-            fused=_on_gpu(groups),
-        )
+        return torch.optim.SGD(groups, **asdict(self), fused=_on_gpu(groups))
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,23 @@ resume logic, and a killed run that is started again ends with the same weights 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cluster.worker import Worker
+from cluster.checkpoints import load_tensors, read_json, save_tensors, write_json
 from compression import cost, models
 from compression.batch import Batch
 from compression.masks import Masks
 from compression.methods import Dense
 from compression.objectives.base import Objective
 from pipelines.context import EpochRange, RunContext
-from pipelines.data.loader import Loader
 from pipelines.data.loading.draws import stream
 from pipelines.evaluation import evaluate
-from pipelines.experiment import Experiment, Placement, Training
-from pipelines.run_folder import Record, RunFolder, record
-from pipelines.stage_store import StageStore, to_device
+from pipelines.experiment import Experiment, Training
+from pipelines.run_folder import Record, record
 from pipelines.training import Trainer
 
 Groups = Sequence[dict[str, Any]]
@@ -34,22 +33,15 @@ ObtainTeacher = Callable[[RunContext, Experiment], nn.Module]
 """Returns the finished network of another experiment, and runs that first if needed (`pipelines/teachers.py`)."""
 
 
+@dataclasses.dataclass(eq=False)
 class ExperimentSession(RunContext):
     """What a method sees of its run. The methods are documented in `compression.session.Session`."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        placement: Placement,
-        worker: Worker,
-        loader: Loader,
-        folder: RunFolder,
-        obtain_teacher: ObtainTeacher,
-    ) -> None:
-        super().__init__(experiment, placement, worker, loader, folder)
-        self.epochs = experiment.training.epochs
-        self.epochs_done = 0
-        self._obtain_teacher = obtain_teacher
+    obtain_teacher: ObtainTeacher
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.epochs, self.epochs_done = self.experiment.training.epochs, 0
 
     def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
         with torch.random.fork_rng():
@@ -61,7 +53,7 @@ class ExperimentSession(RunContext):
         teacher = experiment or dataclasses.replace(self.experiment, method=Dense())
         if method is not None:
             teacher = dataclasses.replace(teacher, method=method)
-        return self.place(self._obtain_teacher(self, teacher)).eval().requires_grad_(False)
+        return self.place(self.obtain_teacher(self, teacher)).eval().requires_grad_(False)
 
     def place(self, model: nn.Module) -> nn.Module:
         """The network on the run's device, in its precision and memory layout."""
@@ -123,3 +115,48 @@ class ExperimentSession(RunContext):
 
     def log(self, **metrics: float) -> None:
         self.remember([record(key, 0, value) for key, value in metrics.items()])
+
+
+class StageStore:
+    """stage.json and, for tensors and masks, result.safetensors in the folder of one stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stage = folder / "stage.json"
+        self._tensors = folder / "result.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        return self._stage.exists()
+
+    def write(self, result: Any, history: list[Record]) -> None:
+        """Store a dict of tensors, Masks or plain JSON. stage.json is written last and marks the stage as finished."""
+        kind, value = "json", None
+        if isinstance(result, Masks):
+            kind = "masks"
+        elif isinstance(result, dict) and result and all(isinstance(v, Tensor) for v in result.values()):
+            kind = "tensors"
+        else:
+            value = result
+        if kind != "json":
+            save_tensors(self._tensors, dict(result))
+        # safetensors sorts by name, but allocation prunes equal scores in the order of the parameters.
+        order = list(result) if isinstance(result, (dict, Masks)) else []
+        write_json(self._stage, {"kind": kind, "value": value, "order": order, "history": history})
+
+    def read(self) -> tuple[Any, list[Record]]:
+        """The result, its tensors on the CPU, and the recorded costs."""
+        stage = read_json(self._stage)
+        if stage["kind"] == "json":
+            return stage["value"], stage["history"]
+        stored = load_tensors(self._tensors)
+        tensors = {name: stored[name] for name in stage["order"]}
+        return (Masks(tensors) if stage["kind"] == "masks" else tensors), stage["history"]
+
+
+def to_device(result: Any, device: torch.device) -> Any:
+    """The result of a stage with its tensors on `device`."""
+    if isinstance(result, Masks):
+        return Masks({name: mask.to(device) for name, mask in result.items()})
+    if isinstance(result, dict):
+        return {name: v.to(device) if isinstance(v, Tensor) else v for name, v in result.items()}
+    return result

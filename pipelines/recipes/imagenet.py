@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -88,16 +88,8 @@ def imagenet_dense(
     return parts.with_teacher(experiment, teacher)
 
 
-def imagenet_epsd(
-    method: parts.Method = "epsd",
-    distillation: parts.Distillation = None,
-    criterion: parts.Criterion = None,
-    teacher: parts.ObjectiveTeacher = None,
-    optimizer: parts.Optimizer = "sgd",
-    schedule: ScheduleName = "standard",
-    smoke: parts.Smoke = False,
-    scratch: Path = Path(),
-) -> Experiment:
+@parts.options_of(imagenet_dense)
+def imagenet_epsd(method: parts.Method = "epsd", *given: Any, **options: Any) -> Experiment:
     """ResNet-50 on ImageNet at 90 % sparsity: 90 epochs, batch 256, learning rate 0.1 divided by 10 every 30.
 
     The standard schedule; it is not known which one EPSD's own tables used. Expected accuracy: unknown until it is run
@@ -112,7 +104,7 @@ def imagenet_epsd(
 
     With --smoke: scikit-learn's digits in ImageNet's layouts, through the same readers.
     """
-    return imagenet_dense(method, distillation, criterion, teacher, optimizer, schedule, smoke, scratch)
+    return imagenet_dense(method, *given, **options)
 
 
 def data_of(schedule: Schedule) -> ImageNet:

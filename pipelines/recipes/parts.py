@@ -3,7 +3,8 @@
 The help of an option lists the names of its registry.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from compression.objectives import OBJECTIVES
 from compression.objectives.config import TeacherObjectiveConfig
 from pipelines.experiment import Experiment
 from pipelines.optimizers import OFFERED, SGD, AdamW, TorchOptimizer
+
+Recipe = Callable[..., Experiment]
 
 WITH_TEACHER = [name for name, config in OBJECTIVES.items() if issubclass(config, TeacherObjectiveConfig)]
 
@@ -42,6 +45,19 @@ Teacher = Annotated[str | None, arg(help="network of the teacher; None: the reci
 Student = Annotated[str | None, arg(help="network of the student; None: the recipe's own")]
 Optimizer = Annotated[str, arg(help="sgd, adamw or another class of torch.optim")]
 Smoke = Annotated[bool, arg(help="run the whole path on real digits in less than a minute, without network access")]
+
+
+def options_of(shared: Recipe) -> Callable[[Recipe], Recipe]:
+    """Gives a recipe the options of the function `shared`, apart from those that it has itself."""
+
+    def decorated(recipe: Recipe) -> Recipe:
+        own = inspect.signature(recipe).parameters
+        found = inspect.signature(shared).parameters.items()
+        options = [own.get(name, each) for name, each in found if each.default is not each.empty]
+        recipe.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+        return recipe
+
+    return decorated
 
 
 def build_method(
