@@ -223,7 +223,7 @@ def make(options: argparse.Namespace, command: cli.Command) -> Row:
     torch.set_num_threads(command.placement.threads)
     device, workers = torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), command.placement.loader_workers
     plan = Plan(options, device, min(8 * max(options.gpus), os.cpu_count() or 1) if workers is None else workers)
-    experiments = [command.experiment, *(cli.controls(command.experiment) if command.controls else [])]
+    experiments = command.experiments()
     for experiment in experiments:
         plan.run(experiment)
     hours = {gpus: sum(part["seconds"][str(gpus)] for part in plan.parts) / 3600 for gpus in options.gpus}

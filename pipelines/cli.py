@@ -39,6 +39,13 @@ class Command:
     """MLflow experiment in which the run is tracked"""
     controls: bool = True
     """also run what the method's claim must be compared with, e.g. the student without its teacher"""
+    seeds: tuple[int, ...] = ()
+    """several seeds in one command, in place of --seed: all runs once for each"""
+
+    def experiments(self) -> list[Experiment]:
+        """All runs of the command, seed by seed; teachers run when they are needed."""
+        of_seeds = [replace(self.experiment, seed=seed) for seed in self.seeds] or [self.experiment]
+        return [each for main in of_seeds for each in (main, *(controls(main) if self.controls else []))]
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     try:
         command = parse(recipe, sys.argv[1:] if argv is None else argv, program)
         show(command.experiment, console)
-        experiments = [command.experiment, *(controls(command.experiment) if command.controls else [])]
-        ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
+        ended = run_experiments(command.experiments(), command.placement, command.suite, recipe.__name__, console)
     except BrokenPipeError:  # the reader of our output has closed it: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -90,6 +96,11 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
     for name, value in parameters(command.experiment):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
+    if command.seeds:
+        if any(word.partition("=")[0] == "--seed" for word in argv):
+            raise ValueError("--seed and --seeds exclude each other: give all seeds to --seeds")
+        if len({each.identity for each in command.experiments()}) < len(command.experiments()):
+            raise ValueError(f"--seeds {' '.join(map(str, command.seeds))} names a seed twice: give each once")
     return command
 
 

@@ -66,6 +66,8 @@ class Experiment:
     """decides initial weights, data order, augmentation and the validation split"""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
         check_name(self.model)
         if self.method.sparsity is not None:
             check_elementwise(self.training.optimizer)

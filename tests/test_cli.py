@@ -25,7 +25,7 @@ from compression.objectives import CrossEntropyConfig, CSKDConfig, PSKDConfig
 from pipelines import cli, run
 from pipelines.experiment import Experiment, parameters
 from pipelines.optimizers import SGD, AdamW, TorchOptimizer
-from pipelines.recipes import RECIPES, cifar10_epsd, digits_epsd, imagenet_epsd
+from pipelines.recipes import RECIPES, cifar10_epsd, cifar10_pdd, digits_epsd, imagenet_epsd
 from tests.terminal import run_in_terminal, screen
 
 ROOT = Path(__file__).parent.parent
@@ -210,6 +210,20 @@ def test_placement_is_not_part_of_the_experiment(tmp_path: Path):
     assert placed.experiment.identity == parsed(recipe=cifar10_epsd).identity
 
 
+def test_several_seeds_in_one_command():
+    runs = cli.parse(digits_epsd, ["--seeds", "0", "2", "5", "--training.epochs", "3"]).experiments()
+    assert runs == [parsed("--training.epochs", "3", "--seed", str(seed)) for seed in (0, 2, 5)]
+    runs = cli.parse(cifar10_pdd, ["--seeds", "1", "0"]).experiments()
+    assert [(run.seed, run.method.label[:11]) for run in runs] == [
+        (1, "PDD, 0.3953"),
+        (1, "PDD control"),
+        (0, "PDD, 0.3953"),
+        (0, "PDD control"),
+    ]
+    assert [run.seed for run in cli.parse(cifar10_pdd, ["--seeds", "1", "0", "--no-controls"]).experiments()] == [1, 0]
+    assert cli.parse(digits_epsd, ["--seed", "4"]).experiments() == [parsed("--seed", "4")]
+
+
 @pytest.mark.parametrize(
     ("argv", "method"),
     [
@@ -311,6 +325,11 @@ def test_a_smoke_run_has_controls_only_on_request(tmp_path: Path):
         ("--training.precision float16", "bfloat16"),
         ("--data.val-fraction 1", "val_fraction must be at least 0 and below 1"),
         ("--seed two", "--seed: invalid literal for int() with base 10: 'two'"),
+        ("--seed -1", "seed must be a whole number from 0 to 2^63 - 1, not -1"),
+        ("--seed 9223372036854775808", "seed must be a whole number from 0 to 2^63 - 1, not 9223372036854775808"),
+        ("--seeds 0 -1", "seed must be a whole number from 0 to 2^63 - 1, not -1"),
+        ("--seeds 0 1 0", "--seeds 0 1 0 names a seed twice"),
+        ("--seeds 0 1 --seed 2", "--seed and --seeds exclude each other"),
         ("--seed", "Missing value for argument '--seed'"),
         ("digits", "Unrecognized options: digits"),
         ("--keep 0", "keep must be 1 or more, not 0"),
