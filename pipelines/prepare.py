@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> Manifest:
         raise ValueError(f"--name is for images, imagenet and cub: {options.set} has a fixed name; leave it out")
     if options.overwrite or not (options.out / manifest.FILE).exists():
         require_installed()  # before a large source is scanned
-    source = chosen.read(options.source, options.name or options.set)
+    source = chosen.read(options.source, options.name)
     source.check_complete(options.subset)
     console = Console(stderr=True)
     announce(source, console)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from compression.batch import Batch
 from pipelines import prepare
+from pipelines.data.config import VOC, DetectionAugmentation
 from pipelines.data.detection import boxes as detection
 from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, padded, unletterboxed
-from pipelines.data.detection.config import VOC, DetectionAugmentation
 from pipelines.data.loader import NEEDS, Loader, open_loader
 from pipelines.data.loading import draws
 from pipelines.data.loading.geometry import Letterbox, letterboxes

@@ -41,7 +41,7 @@ from pipelines.data.preparing.digits_folder import prepared, write_digits_as_cub
 from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.sets import storage
 from pipelines.data.preparing.workspace import workspace
-from pipelines.data.readers import cub, imagenet, images
+from pipelines.data.readers import cub, image_folders, imagenet
 from pipelines.data.source import Boxes, Files, Pixels, Source
 from tests.prepare_bodies import HALF, odd
 
@@ -181,7 +181,7 @@ def test_the_format_is_ffcvs() -> None:
 class TestFiles:
     def test_raw_images_are_those_of_the_memory_backend(self, folder: Path, tmp_path: Path) -> None:
         assert run(folder, tmp_path / "out", "--name", "flowers", "--image-size", "32") == 0
-        arrays = read_whole(images.read(folder, "flowers"), 32)
+        arrays = read_whole(image_folders.read(folder, "flowers"), 32)
         for part in ("train", "test"):
             stored = parsed(tmp_path / "out" / f"{part}.beton")
             assert [each.label for each in stored] == arrays.labels[part].tolist()
@@ -192,7 +192,7 @@ class TestFiles:
         found = manifest.read(flowers)
         assert (found.set, found.name, found.task, found.image_size) == ("images", "flowers", "classification", 64)
         assert (found.classes, found.missing) == (("a", "b"), ())
-        assert found.source_fingerprint == images.read(folder, "flowers").fingerprint
+        assert found.source_fingerprint == image_folders.read(folder, "flowers").fingerprint
         train = found.parts["train"]
         assert (train.samples, train.raw, train.jpeg, train.converted) == (16, 16, 0, 0)
         done = subprocess.run(["sha256sum", found.path("train")], capture_output=True, text=True, check=True)
@@ -243,7 +243,7 @@ class TestFiles:
         # For detection: 16 images of 48 x 40 with 0 to 3 boxes, stored half as large.
         fixed, sizes, boxes = (tmp_path / name for name in ("fixed", "sizes", "boxes"))
         assert run(folder, fixed, "--image-size", "32") == 0
-        source = images.read(folder, "flowers")
+        source = image_folders.read(folder, "flowers")
         prepare_job(Job("images", source, Storage(None, 48, 0.5, 90)), sizes, 0)
         detection = replace(source, parts={name: _boxed(part) for name, part in source.parts.items()})
         prepare_job(Job("voc2012", detection, Storage(None, 24)), boxes, 0)
@@ -428,7 +428,7 @@ class TestOddImages:
         assert all(each.why for each in train.left_out)
         stored = parsed(out / "train.beton")
         assert [each.label for each in stored] == [0] * 5 + [1] * 8
-        part = images.read(source, "images").parts["train"]
+        part = image_folders.read(source, "images").parts["train"]
         for row, each in zip([0, 1, 2, 6, 7, *range(8, 16)], stored, strict=True):
             [expected] = read_whole(_only(part, row), 64).images["train"]
             assert abs(each.pixels().astype(int) - expected).mean() < (0.01 if write == "raw" else 4)
@@ -465,7 +465,7 @@ class TestOddImages:
     def test_a_file_that_cannot_be_opened_is_an_error(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        source = images.read(folder, "images")
+        source = image_folders.read(folder, "images")
         part = source.parts["train"]
         assert isinstance(part, Files)
         names = np.array([*part.names[:-1], b"train/b/gone.jpg"])
@@ -483,13 +483,13 @@ def _only(part: object, row: int) -> Source:
 
 class TestWrongSources:
     def test_labels_outside_the_classes(self, folder: Path, tmp_path: Path) -> None:
-        source = images.read(folder, "images")
+        source = image_folders.read(folder, "images")
         few = replace(source, classes=("a",))
         with pytest.raises(ValueError, match=r"b/0\.jpg has a label outside 0 to 0"):
             prepare_job(Job("images", few, storage("images")), tmp_path / "out", 0)
 
     def test_boxes_outside_the_image_and_labels_of_the_background(self, folder: Path, tmp_path: Path) -> None:
-        source = images.read(folder, "images")
+        source = image_folders.read(folder, "images")
         parts = {name: _boxed(part, outside=1) for name, part in source.parts.items()}
         with pytest.raises(ValueError, match=r"a/1\.jpg: a box .* outside the image of 48 x 40"):
             prepare_job(Job("voc", replace(source, parts=parts), storage("voc")), tmp_path / "out", 0)
@@ -764,7 +764,7 @@ def test_a_file_that_the_decoder_refuses_is_compressed_again(tmp_path: Path):
     odd.write_bytes(data)
     with Image.open(odd) as image:
         accepted = np.asarray(image.convert("RGB")).astype(int)
-    source = replace(images.read(root, "images"), name="images")
+    source = replace(image_folders.read(root, "images"), name="images")
     done = prepare_job(Job("imagenet", source, Storage(None, 500, 1.0, 95)), tmp_path / "out", workers=0)
     assert done.parts["train"].left_out == ()
     beton = Beton.open(done.path("train"), 2)

@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
-from pipelines.data.readers import cifar, cub, image_folders, imagenet, images, pickles, source, tiny_imagenet, voc
+from pipelines.data.readers import cifar, cub, image_folders, imagenet, pickles, source, tiny_imagenet, voc
 from pipelines.data.readers.boxes import CLASSES, parse
 from pipelines.data.readers.checks import Whole, fingerprint_of_files
 from pipelines.data.source import Part, Pixels, Source, ZipMembers
@@ -652,7 +652,7 @@ def test_any_folder_of_images(tmp_path: Path) -> None:
     root = write_folders(tmp_path)
     found = source(Images(root=str(root), name="birds"))
     assert (found.name, found.missing, found.classes) == ("birds", (), WNIDS)
-    assert_same_samples(found, images.read(root, "birds"))
+    assert_same_samples(found, image_folders.read(root, "birds"))
     assert_same_samples(found, imagenet.read(root))
 
 

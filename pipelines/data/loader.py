@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from compression.batch import Batch, Info
-from pipelines.data.config import Data, Resolution
-from pipelines.data.detection.config import VOC
+from pipelines.data.config import VOC, Data, Resolution
 from pipelines.data.loading import draws, splits
 from pipelines.data.loading.views import NEEDS, Opened, Request, View
 from pipelines.data.stores import open_store

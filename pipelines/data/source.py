@@ -1,21 +1,32 @@
 """The interface of every data source: named parts whose samples any process can read by row number."""
 
+import hashlib
 import io
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+T = TypeVar("T")
+
 RGB = tuple[float, float, float]
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+
+# stat, read and decoding release the GIL, and network file systems answer several requests faster than one after the
+# other.
+_THREADS = 8
+_AT_ONCE = 256
 
 
 class Part(Protocol):
@@ -94,13 +105,20 @@ def check_complete(name: str, missing: Sequence[str], subset: bool) -> None:
         raise ValueError(f"{name} is complete, not a subset: leave out --subset or --data.subset")
 
 
-def decoded(data: bytes | Path, name: str) -> Image.Image:
-    """An image file in RGB. ValueError: it cannot be read."""
+@contextmanager
+def opened(file: Path | io.BytesIO, name: str, what: str = "image") -> Iterator[Image.Image]:
+    """An image file, for a block that reads it. ValueError: it cannot be read; errors call it `name`, a `what`."""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return image.convert("RGB")
+        with Image.open(file) as image:
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is not a readable image ({error}): download it again or remove it") from error
+        raise ValueError(f"{name} is not a readable {what} ({error}): download it again or remove it") from error
+
+
+def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """An image file in RGB. ValueError: it cannot be read."""
+    with opened(file, name) as image:
+        return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -138,48 +156,16 @@ class Files(ImageFiles):
 
 
 @dataclass(frozen=True)
-class TarMembers:
-    """Image files inside uncompressed tar archives, read in place.
+class Members:
+    """Image files inside an archive that does not compress them, read in place.
 
-    archive, start, size: (N,) int64; index into `archives`, first byte and length. names: (N,) bytes.
-    """
-
-    archives: tuple[Path, ...]
-    archive: np.ndarray
-    start: np.ndarray
-    size: np.ndarray
-    names: np.ndarray
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, row: int) -> str:
-        return f"{self.archives[self.archive[row]]}:{os.fsdecode(self.names[row])}"
-
-    def encoded(self, row: int) -> bytes:
-        with self.archives[self.archive[row]].open("rb") as file:
-            file.seek(int(self.start[row]))
-            return file.read(int(self.size[row]))
-
-    def image(self, row: int) -> Image.Image:
-        return decoded(self.encoded(row), self.name(row))
-
-
-@dataclass(frozen=True)
-class ZipMembers:
-    """Image files inside a zip archive, read in place by their offsets: the archive's index is read once only.
-
-    names: (N,) bytes, of members. start, size: (N,) int64; offset of a member's header, and its stored bytes.
-    deflated: (N,) bool, whether these are compressed. crc: (N,) uint32, of the image file.
+    names: (N,) bytes, of members. start, size: (N,) int64; first byte and length of each in the archive.
     """
 
     archive: Path
     names: np.ndarray
     start: np.ndarray
     size: np.ndarray
-    deflated: np.ndarray
-    crc: np.ndarray
     labels: Tensor
 
     def __len__(self) -> int:
@@ -187,6 +173,26 @@ class ZipMembers:
 
     def name(self, row: int) -> str:
         return f"{self.archive}:{os.fsdecode(self.names[row])}"
+
+    def encoded(self, row: int) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(int(self.start[row]))
+            return file.read(int(self.size[row]))
+
+    def image(self, row: int) -> Image.Image:
+        return decoded(io.BytesIO(self.encoded(row)), self.name(row))
+
+
+@dataclass(frozen=True)
+class ZipMembers(Members):
+    """Image files inside a zip archive, read in place by their offsets: the archive's index is read once only.
+
+    start, size: offset of a member's header, and its stored bytes.
+    deflated: (N,) bool, whether these are compressed. crc: (N,) uint32, of the image file.
+    """
+
+    deflated: np.ndarray
+    crc: np.ndarray
 
     def encoded(self, row: int) -> bytes:
         with self.archive.open("rb") as file:
@@ -202,9 +208,6 @@ class ZipMembers:
         if zlib.crc32(data) != self.crc[row]:
             raise ValueError(f"{self.name(row)} is damaged (wrong CRC-32): download the archive again")
         return data
-
-    def image(self, row: int) -> Image.Image:
-        return decoded(self.encoded(row), self.name(row))
 
 
 @dataclass(frozen=True)
@@ -226,3 +229,23 @@ class Pixels:
 
     def image(self, row: int) -> Image.Image:
         return Image.fromarray(self.pixels[row])
+
+
+def in_threads(task: Callable[[int], T], num: int) -> list[T]:
+    """task(row) for the rows 0 to num - 1, in order, by threads. The first error is raised."""
+
+    def some(start: int) -> list[T]:
+        return [task(row) for row in range(start, min(start + _AT_ONCE, num))]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(chain.from_iterable(pool.map(some, range(0, num, _AT_ONCE))))
+
+
+def pixel_fingerprint(images: Mapping[str, np.ndarray], labels: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits over labels, shapes and pixels of both parts."""
+    digest = hashlib.sha256()
+    for part in ("train", "test"):
+        digest.update(repr(images[part].shape).encode())
+        digest.update(labels[part].numpy().tobytes())
+        digest.update(np.ascontiguousarray(images[part]).data)
+    return digest.hexdigest()[:16]

@@ -1,39 +1,45 @@
 """Open the data of a config in its backend."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-from pipelines.data.config import CIFAR10, CIFAR100, CUB, Augmentation, Data, Digits, ImageNet, Images, TinyImageNet
-from pipelines.data.detection.config import VOC
+from pipelines.data.config import CUB, VOC, Augmentation, Data, Digits, ImageNet, Images, Official, TinyImageNet
+from pipelines.data.detection.store import DetectionStore, annotated
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
-from pipelines.data.loading.geometry import Geometry, PadCrop, ResizedCrop
+from pipelines.data.loading.geometry import Geometry, Letterbox, PadCrop, ResizedCrop
 from pipelines.data.loading.memory import MemoryStore
-from pipelines.data.loading.views import Finish, Opened
+from pipelines.data.loading.views import NEEDS, Finish, Opened, Store
+from pipelines.data.source import Source
 
-Prepared = CIFAR10 | CIFAR100 | TinyImageNet | Images | ImageNet | CUB
-"""Data that `pipelines/prepare.py` can prepare for FFCV."""
+if TYPE_CHECKING:
+    from pipelines.data.preparing.manifest import Manifest
 
 
 def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
     """Open the data of `config` in its backend. FileNotFoundError, ValueError: a file is missing or wrong."""
     if isinstance(config, Digits):
         return in_memory(read_digits(), config.augmentation, device, dtype)
-    if isinstance(config, VOC):
-        from pipelines.data.detection.store import open_detection
-
-        return open_detection(config, device, dtype, workers)
-    if config.backend == "ffcv":
-        return _prepared(config, device, dtype, workers)
-    from pipelines.data import readers as official  # imports torchvision, which takes seconds
-
-    source = official.source(config)
     if config.backend == "memory":
-        return in_memory(read_whole(source, _size(config)), config.augmentation, device, dtype)
-    from pipelines.data.loading.folder import FolderStore
+        from pipelines.data import readers  # imports torchvision, which takes seconds
 
-    finish = Finish(source.mean, source.std, device, dtype)
-    store = FolderStore(source.parts, geometry(config), finish, workers)
-    labels = {name: part.labels for name, part in source.parts.items()}
-    return Opened(store, labels, len(source.classes), (3, _size(config), _size(config)), source.fingerprint)
+        return in_memory(read_whole(readers.source(config), _size(config)), config.augmentation, device, dtype)
+    found, parts, backend = (_prepared if config.backend == "ffcv" else _official)(config)
+    shape, num_classes, needs = geometry(config), len(found.classes), NEEDS
+    finish = Finish(found.mean, found.std, device, dtype)
+    store: Store = backend(parts, shape, finish, workers)
+    if isinstance(config, VOC):
+        objects = {name: annotated(part, num_classes) for name, part in parts.items()}
+        store = DetectionStore(store, objects, config.image_size, config.augmentation, finish)
+        # An image has objects of several classes, so the validation split is not stratified.
+        labels = {name: torch.zeros(len(each.sizes), dtype=torch.int64) for name, each in objects.items()}
+        needs = frozenset({"index"})
+    else:
+        labels = {name: part.labels for name, part in parts.items()}
+    return Opened(store, labels, num_classes, (3, shape.size, shape.size), found.fingerprint, needs)
 
 
 def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> Opened:
@@ -43,21 +49,35 @@ def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, 
     return Opened(store, arrays.labels, arrays.num_classes, (3, height, width), arrays.fingerprint)
 
 
-def geometry(config: Prepared) -> Geometry:
+def geometry(config: Official) -> Geometry:
     """How stored images become the network's input."""
     if isinstance(config, (ImageNet, CUB)):
         return ResizedCrop(config.image_size, config.resize)
+    if isinstance(config, VOC):
+        return Letterbox(config.image_size)
     return PadCrop(_size(config), config.augmentation.crop_padding, config.augmentation.flip)
 
 
-def _size(config: Prepared) -> int:
+def _size(config: Official) -> int:
     """Height and width in pixels of images for evaluation."""
-    if isinstance(config, (ImageNet, CUB, Images)):
+    if isinstance(config, (ImageNet, CUB, VOC, Images)):
         return config.image_size
     return 64 if isinstance(config, TinyImageNet) else 32
 
 
-def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
+_Found = tuple["Source | Manifest", Mapping[str, Any], Callable[..., Store]]
+"""Description of the data, its parts, and the class of the backend that reads them."""
+
+
+def _official(config: Official) -> _Found:
+    from pipelines.data import readers  # imports torchvision, which takes seconds
+    from pipelines.data.loading.folder import FolderStore
+
+    source = readers.source(config)
+    return source, source.parts, FolderStore
+
+
+def _prepared(config: Official) -> _Found:
     """The files that `pipelines/prepare.py` wrote into `config.root`."""
     from pipelines.data.ffcv.beton import Beton
     from pipelines.data.ffcv.store import BetonStore
@@ -65,7 +85,6 @@ def _prepared(config: Prepared, device: torch.device, dtype: torch.dtype, worker
 
     found, shape = manifest.read(config.root), geometry(config)
     found.check(config, shape.size if isinstance(shape, PadCrop) else None)
-    files = {name: Beton.open(found.path(name), len(found.classes)) for name in found.parts}
-    store = BetonStore(files, shape, Finish(found.mean, found.std, device, dtype), workers)
-    labels = {name: beton.labels for name, beton in files.items()}
-    return Opened(store, labels, len(found.classes), (3, shape.size, shape.size), found.fingerprint)
+    # For detection there are boxes in place of labels.
+    num_classes = None if isinstance(config, VOC) else len(found.classes)
+    return found, {name: Beton.open(found.path(name), num_classes) for name in found.parts}, BetonStore

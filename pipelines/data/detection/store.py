@@ -9,28 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from compression.batch import Batch
+from pipelines.data.config import DetectionAugmentation
 from pipelines.data.detection.boxes import PaddedBoxes, draw_crops, padded
-from pipelines.data.detection.config import VOC, DetectionAugmentation
+from pipelines.data.ffcv.beton import AGAIN, Beton
 from pipelines.data.loading import draws
-from pipelines.data.loading.geometry import Letterbox
-from pipelines.data.loading.views import FLIP, Finish, Opened, Request, Store
-from pipelines.data.source import Source, check_complete
+from pipelines.data.loading.views import FLIP, Finish, Request, Store
 
 if TYPE_CHECKING:
-    from pipelines.data.ffcv.beton import Beton
-    from pipelines.data.preparing.manifest import Manifest
     from pipelines.data.readers.voc import Detections
-
-_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -125,75 +118,16 @@ class DetectionStore:
         return value.to(self._device, non_blocking=True)
 
 
-def open_detection(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> Opened:
-    """Open the data of `config` in its backend. FileNotFoundError, ValueError: a file is missing or wrong."""
-    found, parts, store, finish = (_prepared if config.backend == "ffcv" else _official)(config, device, dtype, workers)
-    annotated = DetectionStore(store, parts, config.image_size, config.augmentation, finish)
-    # An image has objects of several classes, so the validation split is not stratified.
-    labels = {name: torch.zeros(len(part.sizes), dtype=torch.int64) for name, part in parts.items()}
-    shape = (3, config.image_size, config.image_size)
-    return Opened(annotated, labels, len(found.classes), shape, found.fingerprint, frozenset({"index"}))
-
-
-_Found = tuple["Source | Manifest", dict[str, Annotated], Store, Finish]
-
-
-def _official(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
-    from pipelines.data.loading.folder import FolderStore  # imports torchvision, which takes seconds
-    from pipelines.data.readers import voc
-
-    source = voc.read(config.root, config.years.split("+"), "detection")
-    source.check_complete(config.subset)
-    finish = Finish(source.mean, source.std, device, dtype)
-    store = FolderStore(source.parts, Letterbox(config.image_size), finish, workers)
-    return source, {name: _of_files(part) for name, part in source.parts.items()}, store, finish
-
-
-def _prepared(config: VOC, device: torch.device, dtype: torch.dtype, workers: int) -> _Found:
-    from pipelines.data.ffcv.beton import Beton
-    from pipelines.data.ffcv.store import BetonStore
-    from pipelines.data.preparing import manifest
-
-    found = manifest.read(config.root)
-    wanted = f"voc{config.years}-detection"
-    if found.name != wanted:
-        raise ValueError(
-            f"{found.folder} holds {found.name}, not {wanted}: give --data.root the folder that prepare.py wrote for it"
-        )
-    check_complete(f"{found.name} in {found.folder}", found.missing, config.subset)
-    files = {name: Beton.open(found.path(name)) for name in found.parts}
-    finish = Finish(found.mean, found.std, device, dtype)
-    store = BetonStore(files, Letterbox(config.image_size), finish, workers)
-    return found, {name: _of_beton(beton, len(found.classes)) for name, beton in files.items()}, store, finish
-
-
-def _of_files(part: Detections) -> Annotated:
-    """Reads image sizes from the file headers. ValueError names an unreadable file."""
-
-    def size(row: int) -> tuple[int, int]:
-        try:
-            with Image.open(part.path(row)) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{part.name(row)} is not a readable image ({error}): fetch it again") from error
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = torch.tensor(list(pool.map(size, range(len(part)))))
-    return Annotated(padded([part.boxes(row) for row in range(len(part))]), sizes)
-
-
-def _of_beton(beton: Beton, num_classes: int) -> Annotated:
-    """ValueError: a class is out of range."""
-    labels = torch.from_numpy(beton.field("classes")).long()
-    counts = (labels > 0).sum(1)
-    boxes, difficult = torch.from_numpy(beton.field("boxes")), torch.from_numpy(beton.field("difficult")).bool()
-    found = PaddedBoxes(boxes, labels, difficult, counts)
+def annotated(part: Detections | Beton, num_classes: int) -> Annotated:
+    """The annotations of one part. ValueError: a class is out of range."""
+    if not isinstance(part, Beton):
+        return Annotated(padded([part.boxes(row) for row in range(len(part))]), part.sizes)
+    labels = torch.from_numpy(part.field("classes")).long()
+    boxes, difficult = torch.from_numpy(part.field("boxes")), torch.from_numpy(part.field("difficult")).bool()
+    found = PaddedBoxes(boxes, labels, difficult, (labels > 0).sum(1))
     if ((labels < 0) | (labels >= num_classes) | ((labels > 0) != found.real)).any():
-        raise ValueError(
-            f"{beton.path} has boxes of classes outside 1 to {num_classes - 1}: write it again with "
-            "pipelines/prepare.py"
-        )
-    return Annotated(found, beton.sizes)
+        raise ValueError(f"{part.path} has boxes of classes outside 1 to {num_classes - 1}: {AGAIN}")
+    return Annotated(found, part.sizes)
 
 
 def _letterboxed(name: str, part: Annotated, size: int) -> PaddedBoxes:

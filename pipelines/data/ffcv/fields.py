@@ -114,7 +114,7 @@ class Encoder:
         name, original = part.name(row), None
         try:
             original = part.encoded(row)
-            image = part.image(row) if original is None else decoded(original, name)
+            image = part.image(row) if original is None else decoded(io.BytesIO(original), name)
         except ValueError as error:
             if self.strict:
                 raise

@@ -1,7 +1,5 @@
 """Data sets held in memory as uint8 arrays."""
 
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +8,11 @@ import torch
 from torch import Tensor
 
 from pipelines.data.loading import draws, splits
-from pipelines.data.source import RGB, Part, Pixels, Source
+from pipelines.data.source import RGB, Part, Pixels, Source, in_threads, pixel_fingerprint
 
 # Mean and population standard deviation of all pixels / 255 of the training part (validation not yet held out).
 DIGITS_MEAN: RGB = (0.3052, 0.3052, 0.3052)
 DIGITS_STD: RGB = (0.3758, 0.3758, 0.3758)
-
-# Threads help because decoding releases Python's global lock.
-_THREADS = 8
-_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ def read_digits() -> Arrays:
     rows = dict(zip(("train", "test"), splits.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
     images = {part: pixels[at.numpy()] for part, at in rows.items()}
     targets = {part: labels[at] for part, at in rows.items()}
-    return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, fingerprint(images, targets))
+    return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, pixel_fingerprint(images, targets))
 
 
 def read_whole(source: Source, image_size: int) -> Arrays:
@@ -61,7 +55,7 @@ def read_whole(source: Source, image_size: int) -> Arrays:
     labels = {name: part.labels for name, part in source.parts.items()}
     # The pixels of files identify the data, wherever and in which format it is stored.
     held = all(isinstance(part, Pixels) for part in source.parts.values())
-    identity = source.fingerprint if held else fingerprint(images, labels)
+    identity = source.fingerprint if held else pixel_fingerprint(images, labels)
     return Arrays(images, labels, len(source.classes), source.mean, source.std, identity)
 
 
@@ -73,21 +67,8 @@ def pixels(part: Part, image_size: int) -> np.ndarray:
         return part.pixels
     found = np.empty((len(part), image_size, image_size, 3), np.uint8)
 
-    def fill(start: int) -> None:
-        for row in range(start, min(start + _AT_ONCE, len(part))):
-            found[row] = centre(part.image(row), image_size, image_size)
+    def fill(row: int) -> None:
+        found[row] = centre(part.image(row), image_size, image_size)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        # list() so that the first error of a thread is raised here.
-        list(pool.map(fill, range(0, len(part), _AT_ONCE)))
+    in_threads(fill, len(part))
     return found
-
-
-def fingerprint(images: dict[str, np.ndarray], labels: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits over labels, shapes and pixels of both parts."""
-    digest = hashlib.sha256()
-    for part in ("train", "test"):
-        digest.update(repr(images[part].shape).encode())
-        digest.update(labels[part].numpy().tobytes())
-        digest.update(np.ascontiguousarray(images[part]).data)
-    return digest.hexdigest()[:16]

@@ -48,7 +48,7 @@ def prepared(root: str | Path, kind: str, name: str | None = None) -> Path:
     from pipelines.data.preparing.convert import prepare
     from pipelines.data.preparing.sets import SETS
 
-    source = SETS[kind].read(root, name or kind)
+    source = SETS[kind].read(root, name)
     prepare(Job(kind, source, SETS[kind].storage), root, workers=0)  # starting processes would take longer
     return root
 

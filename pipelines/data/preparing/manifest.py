@@ -4,28 +4,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
+from pipelines.data.config import Official
 from pipelines.data.ffcv.format import HEADER, VERSION
+from pipelines.data.preparing.sets import SETS
 from pipelines.data.source import RGB, check_complete
 
 FILE = "manifest.json"
 FORMAT = 1
-
-SETS: dict[type, str] = {
-    CIFAR10: "cifar10",
-    CIFAR100: "cifar100",
-    TinyImageNet: "tiny_imagenet",
-    Images: "images",
-    ImageNet: "imagenet",
-    CUB: "cub",
-}
-"""Data config of an experiment -> name of the set in prepare.py."""
 
 Value = str | int | float | bool | None
 
@@ -89,16 +80,22 @@ class Manifest:
     def path(self, part: str) -> Path:
         return self.folder / self.parts[part].file
 
-    def check(self, config: Any, image_size: int | None) -> None:
+    def check(self, config: Official, image_size: int | None) -> None:
         """ValueError: this is not the data of an experiment's config.
 
         image_size: required size of all images; None: images must have different sizes.
         """
-        wanted = replace(config, subset=False).label if hasattr(config, "subset") else config.label
-        if (self.set, self.name) != (SETS[type(config)], wanted):
+        years = getattr(config, "years", None)
+        [kind] = [
+            kind
+            for kind, each in SETS.items()
+            if type(each.config) is type(config) and getattr(each.config, "years", None) == years
+        ]
+        wanted = f"voc{years}-detection" if years else getattr(config, "name", None) or config.name_in_tables
+        if (self.set, self.name) != (kind, wanted):
             raise ValueError(
                 f"{self.folder} holds {self.name} (prepared as {self.set}), not {wanted}: give --data.root the folder "
-                f"that prepare wrote for {SETS[type(config)]}"
+                f"that prepare.py wrote for {kind}"
             )
         check_complete(f"{self.name} in {self.folder}", self.missing, getattr(config, "subset", False))
         if self.image_size != image_size:

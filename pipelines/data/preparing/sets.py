@@ -1,10 +1,10 @@
 """The data sets of `pipelines/prepare.py`: how each is read, and how its images are stored."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.config import CIFAR10, CIFAR100, CUB, VOC, ImageNet, Images, Official, TinyImageNet
 from pipelines.data.ffcv.fields import Storage
 from pipelines.data.source import Source
 
@@ -20,52 +20,34 @@ FFCV_IMAGENET = Storage(None, **PRESETS["ffcv_imagenet"])
 
 @dataclass(frozen=True)
 class Set:
-    """read: (folder, name in tables) -> Source. named: whether the user may give the name. what: for --help."""
+    """config: whose data it is. what: for --help."""
 
-    read: Callable[[Path, str], Source]
+    config: Official
     storage: Storage
     what: str
-    named: bool = False
 
+    @property
+    def named(self) -> bool:
+        """Whether the user may give the name in tables."""
+        return any(field.name == "name" for field in fields(self.config))
 
-def _readers() -> Any:
-    from pipelines.data import readers  # imports torchvision, which takes seconds
+    def read(self, root: Path, name: str | None = None) -> Source:
+        """The source in `root`; None: under its usual name. Errors as `readers.read`."""
+        from pipelines.data import readers  # imports torchvision, which takes seconds
 
-    return readers
+        return readers.read(replace(self.config, root=str(root), **({"name": name} if name else {})))
 
-
-def _voc(*years: str) -> Set:
-    what = f"{' and '.join(f'VOCdevkit/VOC{year}' for year in years)}, detection"
-    return Set(lambda root, name: _readers().voc.read(root, years, "detection"), FFCV_IMAGENET, what)
-
-
-_CIFAR = Set(lambda root, name: _readers().cifar.read(name, root), Storage(32, None), "python archive or folder")
 
 SETS: dict[str, Set] = {
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny_imagenet": Set(lambda root, name: _readers().tiny_imagenet.read(root), Storage(64, None), "zip or folder"),
-    "imagenet": Set(
-        lambda root, name: _readers().imagenet.read(root, name),
-        FFCV_IMAGENET,
-        "official tars, or train/ and val/",
-        named=True,
-    ),
-    "cub": Set(
-        lambda root, name: _readers().cub.read(root, "cub200" if name == "cub" else name),
-        Storage(None, 500),
-        "CUB_200_2011",
-        named=True,
-    ),
-    "images": Set(
-        lambda root, name: _readers().images.read(root, name),
-        Storage(64, None),
-        "any train/<class>/* and test/<class>/* or val/<class>/*",
-        named=True,
-    ),
-    "voc2007": _voc("2007"),
-    "voc2012": _voc("2012"),
-    "voc": _voc("2007", "2012"),
+    "cifar10": Set(CIFAR10(), Storage(32, None), "python archive or folder"),
+    "cifar100": Set(CIFAR100(), Storage(32, None), "python archive or folder"),
+    "tiny_imagenet": Set(TinyImageNet(), Storage(64, None), "zip or folder"),
+    "imagenet": Set(ImageNet(), FFCV_IMAGENET, "official tars, or train/ and val/"),
+    "cub": Set(CUB(), Storage(None, 500), "CUB_200_2011"),
+    "images": Set(Images(), Storage(64, None), "any train/<class>/* and test/<class>/* or val/<class>/*"),
+    "voc2007": Set(VOC(years="2007"), FFCV_IMAGENET, "VOCdevkit/VOC2007, detection"),
+    "voc2012": Set(VOC(years="2012"), FFCV_IMAGENET, "VOCdevkit/VOC2012, detection"),
+    "voc": Set(VOC(), FFCV_IMAGENET, "VOCdevkit/VOC2007 and VOCdevkit/VOC2012, detection"),
 }
 
 

@@ -1,19 +1,22 @@
-"""Shared by the readers: official counts, lines of text files, file sizes and fingerprints."""
+"""Shared by the readers: official counts, classes, lines of text files, archives, file sizes and fingerprints."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipelines.data.source import Files, Part
+from pipelines.data.source import Files, Part, in_threads
 
-# stat and read release the GIL, and network file systems answer several requests faster than one after the other.
-THREADS = 8
-_AT_ONCE = 256
+Sample = tuple[str, str, Any]
+"""(wnid, file name, where the image is). Sorted, they have the order of folders of classes."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,44 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def check_known(classes: Iterable[str], known: Iterable[str], what: str, where: str | Path, remedy: str = "") -> None:
+    """ValueError: some of `classes` are not `known`; it says "`what` that are missing from `where`"."""
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        raise ValueError(f"{what} that are missing from {where}: {some(unknown)}{remedy}")
+
+
+def labels(samples: Sequence[Sample], classes: Sequence[str]) -> Tensor:
+    """(N,) int64, positions of the samples' wnids in `classes`."""
+    number = {wnid: label for label, wnid in enumerate(classes)}
+    return torch.tensor([number[wnid] for wnid, _, _ in samples], dtype=torch.int64)
+
+
+def as_folders(parts: Mapping[str, Sequence[Sample]]) -> Iterator[bytes]:
+    """The names that the samples have in the usual folders, <part>/<wnid>/<file>."""
+    return (os.fsencode(f"{part}/{wnid}/{file}") for part, found in parts.items() for wnid, file, _ in found)
+
+
 def content(path: Path, remedy: str) -> bytes:
     """The bytes of a file. FileNotFoundError: it is missing; `remedy` says what to do."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     return path.read_bytes()
+
+
+def unpacked(path: Path, wanted: Callable[[str], str | None], remedy: str = "") -> dict[str, bytes]:
+    """The files of a compressed tar for whose name `wanted` gives a key. ValueError: the tar cannot be read."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                key = wanted(member.name)
+                file = tar.extractfile(member) if key is not None else None
+                if key is not None and file:
+                    found[key] = file.read()
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}){remedy}") from error
+    return found
 
 
 def rows(text: bytes, name: str, columns: int) -> list[tuple[int, list[str]]]:
@@ -91,11 +127,13 @@ def integer(word: str, name: str, number: int) -> int:
 def sizes(paths: Sequence[Path]) -> list[int]:
     """Bytes of each file. FileNotFoundError names the missing ones."""
 
-    def look(start: int) -> list[int | None]:
-        return [_size(path) for path in paths[start : start + _AT_ONCE]]
+    def size(row: int) -> int | None:
+        try:
+            return paths[row].stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(chain.from_iterable(pool.map(look, range(0, len(paths), _AT_ONCE))))
+    found = in_threads(size, len(paths))
     missing = [str(path) for path, size in zip(paths, found, strict=True) if size is None]
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} files are missing: {some(missing)}: unpack them again")
@@ -114,10 +152,3 @@ def fingerprint_of_files(*parts: Files) -> str:
     """`fingerprint` of all files of `parts`, in order. FileNotFoundError names the missing ones."""
     lengths = (sizes([part.path(row) for row in range(len(part))]) for part in parts)
     return fingerprint(chain.from_iterable(part.names.tolist() for part in parts), chain.from_iterable(lengths))
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None

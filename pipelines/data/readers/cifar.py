@@ -1,8 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their official archives of pickles."""
 
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from pipelines.data.readers import pickles
+from pipelines.data.readers import checks, pickles
 from pipelines.data.readers.checks import Whole
-from pipelines.data.source import RGB, Pixels, Source
+from pipelines.data.source import RGB, Pixels, Source, pixel_fingerprint
 
 # In the order of their labels, as in the archives' meta files; CIFAR-100's fine classes.
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -101,28 +99,24 @@ def read(name: str, root: str | Path) -> Source:
     if found.altered:
         num_classes = len(archive.classes)
         missing += Whole(num_classes, train=50_000, test=10_000).missing(num_classes, parts)
-        fingerprint = _fingerprint(parts)
+        pixels = {part: found.pixels for part, found in parts.items()}
+        fingerprint = pixel_fingerprint(pixels, {part: found.labels for part, found in parts.items()})
     return Source(name, archive.classes, parts, archive.mean, archive.std, fingerprint, missing)
 
 
 def _in_archive(archive: Archive, root: Path) -> _Found:
     path = root / archive.file
     altered = _altered(path, archive.md5, archive)
-    prefix, members = f"{archive.folder}/", {}
-    wanted = {name for name, _ in (*archive.train, *archive.test)} | {archive.meta["filename"]}
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./").removeprefix(prefix)
-                if name in wanted and member.isfile():
-                    file = tar.extractfile(member)
-                    assert file is not None, f"{member.name} is a file"
-                    members[name] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError("; ".join([f"{path} cannot be read ({error})", *altered])) from error
-    missing = sorted(wanted - members.keys() - {archive.meta["filename"]})
-    if missing:
-        raise ValueError("; ".join([f"{path} has no {', '.join(prefix + name for name in missing)}", *altered]))
+    prefix, needed = f"{archive.folder}/", {name for name, _ in (*archive.train, *archive.test)}
+
+    def wanted(member: str) -> str | None:
+        name = member.removeprefix("./").removeprefix(prefix)
+        return name if name in needed or name == archive.meta["filename"] else None
+
+    remedy = "".join(f"; {each}" for each in altered)
+    members = checks.unpacked(path, wanted, remedy)
+    if missing := sorted(needed - members.keys()):
+        raise ValueError(f"{path} has no {', '.join(prefix + name for name in missing)}{remedy}")
     return _Found(members, f"{path}:{archive.folder}", altered)
 
 
@@ -190,11 +184,3 @@ def _batch(archive: Archive, content: bytes, where: str) -> tuple[np.ndarray, Te
         raise ValueError(f"{where} has the label {wrong[0]!r}: labels must be integers from 0 to {num_classes - 1}")
     images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, torch.tensor(labels, dtype=torch.int64)
-
-
-def _fingerprint(parts: Mapping[str, Pixels]) -> str:
-    digest = hashlib.sha256()
-    for part in (parts["train"], parts["test"]):
-        for data in (repr(part.pixels.shape).encode(), part.labels.numpy().tobytes(), part.pixels.data):
-            digest.update(data)
-    return digest.hexdigest()[:16]

@@ -11,7 +11,14 @@ from torchvision import datasets
 from torchvision.transforms import functional as F
 
 from pipelines.data.readers import checks
-from pipelines.data.source import Files
+from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD, Files, Source
+
+
+def read(root: str | Path, name: str) -> Source:
+    """train/<class>/* and test/<class>/* or val/<class>/* below `root`; no official counts. Errors as `scan`."""
+    classes, train, test = scan(root, ("test", "val"))
+    identity = checks.fingerprint_of_files(train, test)
+    return Source(name, tuple(classes), {"train": train, "test": test}, IMAGENET_MEAN, IMAGENET_STD, identity)
 
 
 def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], Files, Files]:
@@ -26,12 +33,8 @@ def scan(root: str | Path, test_names: tuple[str, ...]) -> tuple[list[str], File
     if not (root / "train").is_dir() or test_name is None:
         raise FileNotFoundError(f"{root} must hold train/<class>/* and {wanted}: give --data.root the folder that does")
     train, test = _part(root, "train"), _part(root, test_name)
-    unknown = sorted(set(test.classes) - set(train.classes))
-    if unknown:
-        raise ValueError(
-            f"{root / test_name} has {len(unknown)} classes that are missing from {root / 'train'} "
-            f"({checks.some(unknown)}): use the same names of class folders in both"
-        )
+    where, remedy = root / test_name, ": use the same names of class folders in both"
+    checks.check_known(test.classes, train.classes, f"{where} has classes", root / "train", remedy)
     to_train = torch.tensor([train.class_to_idx[name] for name in test.classes])
     test_labels = to_train[torch.tensor(test.targets)]
     return train.classes, _files(root, train, torch.tensor(train.targets)), _files(root, test, test_labels)

@@ -3,18 +3,16 @@
 import io
 import os
 import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pipelines.data.readers import checks
-from pipelines.data.source import TarMembers
+from pipelines.data.source import Members
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 FILES = (TRAIN, VAL, DEVKIT)
@@ -29,7 +27,7 @@ _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 
 
 @dataclass(frozen=True, order=True)
-class Member:
+class TarMember:
     """A file in a tar. start, size: its first byte in the file on disk, and its length."""
 
     name: str
@@ -37,15 +35,14 @@ class Member:
     size: int
 
 
-Sample = tuple[str, str, Member]
-"""(wnid, file name, member of the tar). Sorted, they have the order of the unpacked folders."""
+Sample = tuple[str, str, TarMember]
 
 
 def are_in(root: Path) -> bool:
     return any((root / name).is_file() for name in FILES)
 
 
-def read(root: Path) -> tuple[list[str], TarMembers, TarMembers, str]:
+def read(root: Path) -> tuple[list[str], Members, Members, str]:
     """Sorted wnids, training part, validation part and fingerprint.
 
     FileNotFoundError: one of the three files is missing. ValueError: they are damaged or inconsistent.
@@ -56,18 +53,10 @@ def read(root: Path) -> tuple[list[str], TarMembers, TarMembers, str]:
     wnid_of, truth = _devkit(root / DEVKIT)
     train = _train(root / TRAIN)
     classes = sorted({wnid for wnid, _, _ in train})
-    unknown = sorted(set(classes) - set(wnid_of.values()))
-    if unknown:
-        raise ValueError(f"{root / TRAIN} has classes that are missing from {root / DEVKIT}: {checks.some(unknown)}")
+    checks.check_known(classes, wnid_of.values(), f"{root / TRAIN} has classes", root / DEVKIT)
     val = _val(root / VAL, root / DEVKIT, wnid_of, truth)
-    unknown = sorted({wnid for wnid, _, _ in val} - set(classes))
-    if unknown:
-        raise ValueError(
-            f"{root / VAL} has images of classes that are missing from {root / TRAIN}: {checks.some(unknown)}"
-        )
-    names = [
-        os.fsencode(f"{part}/{w}/{file}") for part, found in (("train", train), ("val", val)) for w, file, _ in found
-    ]
+    checks.check_known((wnid for wnid, _, _ in val), classes, f"{root / VAL} has images of classes", root / TRAIN)
+    names = checks.as_folders({"train": train, "val": val})
     identity = checks.fingerprint(names, [member.size for _, _, member in (*train, *val)])
     return classes, _part(root / TRAIN, train, classes), _part(root / VAL, val, classes), identity
 
@@ -82,7 +71,7 @@ def _train(path: Path) -> list[Sample]:
             if wnid in found:
                 raise ValueError(f"{path} holds {archive.name} twice: download it again")
             inside = members(file, f"{path}:{archive.name}", archive.start, archive.start + archive.size)
-            named = [Member(f"{archive.name}/{member.name}", member.start, member.size) for member in inside]
+            named = [TarMember(f"{archive.name}/{member.name}", member.start, member.size) for member in inside]
             found[wnid] = [(wnid, PurePosixPath(member.name).name, member) for member in named if _is_image(member)]
             if not found[wnid]:
                 raise ValueError(f"no image in {path}:{archive.name}: download {path} again")
@@ -115,16 +104,11 @@ def _val(path: Path, devkit: Path, wnid_of: dict[int, str], truth: Sequence[tupl
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """ILSVRC2012_ID -> wnid, and (line, ILSVRC2012_ID) of each validation image."""
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                wanted = next((name for name in (_META, _TRUTH) if member.name.endswith(f"/{name}")), None)
-                file = tar.extractfile(member) if wanted else None
-                if wanted and file:
-                    found[wanted] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): download it again from {_PAGE}") from error
+
+    def wanted(member: str) -> str | None:
+        return next((name for name in (_META, _TRUTH) if member.endswith(f"/{name}")), None)
+
+    found = checks.unpacked(path, wanted, f": download it again from {_PAGE}")
     for name in (_META, _TRUTH):
         if name not in found:
             raise ValueError(f"{path} has no {name}: download it again from {_PAGE}")
@@ -149,19 +133,17 @@ def _synsets(data: bytes, name: str) -> dict[int, str]:
     return found
 
 
-def _part(path: Path, samples: Sequence[Sample], classes: Sequence[str]) -> TarMembers:
-    number = {wnid: label for label, wnid in enumerate(classes)}
-    return TarMembers(
-        archives=(path,),
-        archive=np.zeros(len(samples), np.int64),
-        start=np.array([member.start for _, _, member in samples], np.int64),
-        size=np.array([member.size for _, _, member in samples], np.int64),
-        names=np.array([os.fsencode(member.name) for _, _, member in samples]),
-        labels=torch.tensor([number[wnid] for wnid, _, _ in samples], dtype=torch.int64),
+def _part(path: Path, samples: Sequence[Sample], classes: Sequence[str]) -> Members:
+    return Members(
+        path,
+        np.array([os.fsencode(member.name) for _, _, member in samples]),
+        np.array([member.start for _, _, member in samples], np.int64),
+        np.array([member.size for _, _, member in samples], np.int64),
+        checks.labels(samples, classes),
     )
 
 
-def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -> list[Member]:
+def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -> list[TarMember]:
     """The files of the tar in bytes `start` to `end` (None: the end) of `file`; `name`: of the tar.
 
     ValueError: it is damaged or truncated.
@@ -170,7 +152,7 @@ def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # starts at the current position
-            found = [Member(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+            found = [TarMember(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
             stopped = tar.offset
     except tarfile.TarError as error:
         raise ValueError(f"{name} is not a readable tar archive ({error}): download it again") from error
@@ -181,5 +163,5 @@ def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -
     return found
 
 
-def _is_image(member: Member) -> bool:
+def _is_image(member: TarMember) -> bool:
     return member.name.lower().endswith(IMG_EXTENSIONS)

@@ -2,12 +2,11 @@
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -25,7 +24,6 @@ STD: RGB = (0.276, 0.269, 0.282)
 _ANNOTATIONS = "val/val_annotations.txt"
 # Of a zip's members: a flag bit, and the compression types that ZipMembers reads.
 _ENCRYPTED, _READABLE = 1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
 
 Sample = tuple[str, str, str]
 """wnid, file name, path below the data set's folder. Sorted, they have the order of the rearranged folder."""
@@ -45,20 +43,16 @@ def read(root: str | Path) -> Source:
     classes = sorted({wnid for wnid, _, _ in train})
     is_official = any(name.startswith("val/images/") and _is_image(name) for name in tree.names)
     test = _annotated(tree, classes) if is_official else _by_class(tree, "val")
-    unknown = sorted({wnid for wnid, _, _ in test} - set(classes))
-    if unknown:
-        raise ValueError(f"{tree.where('val/')} has classes that are missing from train/: {checks.some(unknown)}")
-    _check_wnids(tree, classes)
-    number = {wnid: label for label, wnid in enumerate(classes)}
+    checks.check_known((wnid for wnid, _, _ in test), classes, f"{tree.where('val/')} has classes", "train/")
+    if (wnids := tree.text("wnids.txt")) is not None:
+        where = tree.where("wnids.txt")
+        listed = (words[0] for _, words in checks.rows(wnids, where, columns=1))
+        checks.check_known(classes, listed, "train/ has folders", where, ": remove them")
     parts = {
-        part: tree.part([name for _, _, name in found], torch.tensor([number[wnid] for wnid, _, _ in found]))
+        part: tree.part([name for _, _, name in found], checks.labels(found, classes))
         for part, found in (("train", train), ("test", test))
     }
-    as_rearranged = [
-        os.fsencode(f"{folder}/{wnid}/{file}")
-        for folder, found in (("train", train), ("val", test))
-        for wnid, file, _ in found
-    ]
+    as_rearranged = checks.as_folders({"train": train, "val": test})
     identity = checks.fingerprint(as_rearranged, tree.sizes([name for _, _, name in (*train, *test)]))
     return Source("tiny-imagenet", tuple(classes), parts, MEAN, STD, identity, WHOLE.missing(len(classes), parts))
 
@@ -86,11 +80,15 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Zip:
-    """names: of all members below `prefix`, in the form of _Folder."""
+    """members: all of the archive, by their names below `prefix`, which have the form of _Folder's."""
 
     path: Path
     prefix: str
-    names: Sequence[str]
+    members: Mapping[str, zipfile.ZipInfo]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [*self.members]
 
     def where(self, name: str) -> str:
         return f"{self.path}:{self.prefix}{name}"
@@ -105,12 +103,10 @@ class _Zip:
                 raise ValueError(f"{self.where(name)} cannot be read ({error}): download {URL} again") from error
 
     def sizes(self, names: Sequence[str]) -> list[int]:
-        with zipfile.ZipFile(self.path) as archive:
-            return [archive.getinfo(self.prefix + name).file_size for name in names]
+        return [self.members[name].file_size for name in names]
 
     def part(self, names: Sequence[str], labels: Tensor) -> ZipMembers:
-        with zipfile.ZipFile(self.path) as archive:
-            found = [archive.getinfo(self.prefix + name) for name in names]
+        found = [self.members[name] for name in names]
         for member in found:
             if member.flag_bits & _ENCRYPTED or member.compress_type not in _READABLE:
                 raise ValueError(
@@ -121,9 +117,9 @@ class _Zip:
             np.array([os.fsencode(member.filename) for member in found]),
             np.array([member.header_offset for member in found], np.int64),
             np.array([member.compress_size for member in found], np.int64),
+            labels,
             np.array([member.compress_type == zipfile.ZIP_DEFLATED for member in found]),
             np.array([member.CRC for member in found], np.uint32),
-            labels,
         )
 
 
@@ -150,13 +146,13 @@ def _walk(root: Path, part: str) -> list[str]:
 def _zip(path: Path) -> _Zip:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = {member.filename: member for member in archive.infolist()}
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{path} is not a readable zip archive ({error}): remove it and download {URL} again"
         ) from error
-    prefix = f"{FOLDER}/" if any(name.startswith(f"{FOLDER}/") for name in names) else ""
-    tree = _Zip(path, prefix, [name.removeprefix(prefix) for name in names])
+    prefix = f"{FOLDER}/" if any(name.startswith(f"{FOLDER}/") for name in members) else ""
+    tree = _Zip(path, prefix, {name.removeprefix(prefix): member for name, member in members.items()})
     for part in ("train/", "val/"):
         if not any(name.startswith(part) for name in tree.names):
             raise ValueError(f"{tree.where(part)} is missing: remove {path} and download {URL} again")
@@ -201,16 +197,6 @@ def _annotated(tree: _Folder | _Zip, classes: Sequence[str]) -> list[Sample]:
     if unnamed:
         raise ValueError(f"{where} has no labels for {checks.some(unnamed)}: remove them or unpack {ARCHIVE} again")
     return sorted(samples.values())
-
-
-def _check_wnids(tree: _Folder | _Zip, classes: Sequence[str]) -> None:
-    text = tree.text("wnids.txt")
-    if text is None:
-        return
-    where = tree.where("wnids.txt")
-    unknown = sorted(set(classes) - {words[0] for _, words in checks.rows(text, where, columns=1)})
-    if unknown:
-        raise ValueError(f"train/ has folders that are missing from {where}: {checks.some(unknown)}: remove them")
 
 
 def _is_image(name: str) -> bool:

@@ -1,24 +1,20 @@
 """Parts of Pascal VOC: images with boxes, or with a class per pixel."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipelines.data.readers import checks
 from pipelines.data.readers.boxes import CLASSES, parse
-from pipelines.data.source import Boxes, ImageFiles
+from pipelines.data.source import Boxes, ImageFiles, in_threads, opened
 
 BORDER = 255
 """Value in masks of pixels between objects, which are ignored."""
-
-_AT_ONCE = 64
 
 
 class Photos(ImageFiles):
@@ -32,10 +28,14 @@ class Photos(ImageFiles):
 
 @dataclass(frozen=True)
 class Detections(Photos):
-    """Images with boxes. objects: of all images. ends: (N,) int64, index after the last object of each image."""
+    """Images with boxes. objects: of all images. ends: (N,) int64, index after the last object of each image.
+
+    sizes: (N, 2) int64, heights and widths of the images.
+    """
 
     ends: Tensor
     objects: Boxes
+    sizes: Tensor
 
     def boxes(self, row: int) -> Boxes:
         """The objects in the image `row`."""
@@ -57,11 +57,8 @@ class Segmentations(Photos):
         """(H, W) uint8: 0 background, 1 to 20 the classes, BORDER. ValueError: it is not such a mask."""
         path = self.mask_path(row)
         width, height = _size(self.path(row))
-        try:
-            with Image.open(path) as mask:
-                mode, values = mask.mode, np.array(mask)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable mask ({error}): download it again") from error
+        with opened(path, str(path), "mask") as mask:
+            mode, values = mask.mode, np.array(mask)
         if mode not in ("P", "L"):
             raise ValueError(f"{path} has the mode {mode} instead of palette numbers: download it again")
         if values.shape != (height, width):
@@ -79,14 +76,14 @@ def detections(photos: Photos) -> Detections:
     paths = photos.beside("Annotations", ".xml")
     checks.sizes([*paths, *map(photos.path, range(len(photos)))])
 
-    def read(start: int) -> list[Boxes]:
-        few = enumerate(paths[start : start + _AT_ONCE], start)
-        return [parse(path.read_bytes(), str(path), *_size(photos.path(row))) for row, path in few]
+    def read(row: int) -> tuple[Boxes, tuple[int, int]]:
+        width, height = _size(photos.path(row))
+        return parse(paths[row].read_bytes(), str(paths[row]), width, height), (height, width)
 
-    with ThreadPoolExecutor(checks.THREADS) as pool:
-        found = list(chain.from_iterable(pool.map(read, range(0, len(paths), _AT_ONCE))))
+    found, sizes = zip(*in_threads(read, len(paths)), strict=True)
     objects = Boxes(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Boxes)))
-    return Detections(photos.root, photos.names, torch.tensor([*accumulate(map(len, found))]), objects)
+    ends = torch.tensor([*accumulate(map(len, found))])
+    return Detections(photos.root, photos.names, ends, objects, torch.tensor(sizes))
 
 
 def segmentations(photos: Photos) -> Segmentations:
@@ -99,8 +96,5 @@ def segmentations(photos: Photos) -> Segmentations:
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}): download it again") from error
+    with opened(path, str(path)) as image:
+        return image.size
