@@ -1,7 +1,8 @@
 """Data sets held in memory as uint8 arrays."""
 
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,18 +36,23 @@ class Arrays:
 
 def read_digits() -> Arrays:
     """scikit-learn's digits, 8 x 8 grey levels 0..16 scaled to 0..255; a fixed fifth of each class is the test part."""
-    # Imported here because it takes a second, and only the digits need it.
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    table = _digits_of_scikit_learn()
+    grey = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=-1)
-    labels = torch.from_numpy(digits.target).long()
+    labels = torch.from_numpy(table[:, -1]).long()
     # The key is constant: the test part is the same for all seeds.
     rows = dict(zip(("train", "test"), splits.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
     images = {part: pixels[at.numpy()] for part, at in rows.items()}
     targets = {part: labels[at] for part, at in rows.items()}
     return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, pixel_fingerprint(images, targets))
+
+
+def _digits_of_scikit_learn() -> np.ndarray:
+    """(1797, 65) float64: 64 grey levels and the digit. From its file: importing it would cost each worker a second."""
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise ValueError("the digits need the package scikit-learn: install it")
+    return np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
 
 
 def read_whole(source: Source, image_size: int) -> Arrays:
