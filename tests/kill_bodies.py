@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -65,6 +66,29 @@ def execute_and_die(item: tuple[Work, Kill | None], worker: Worker) -> dict[str,
     with armed(kill, worker.rank) as counts, mock.patch("pipelines.costs.LATENCY_BATCHES", (1,)):
         execute(work, worker)
     return counts
+
+
+def die_in_a_fork(item: tuple[Work, Kill], worker: Worker) -> None:
+    """`execute_and_die` in a fork of this worker, which has imported what a run needs: a new process takes seconds.
+
+    ChildProcessError with the name of the signal that ended it. A process that uses a GPU cannot be forked: it dies.
+    """
+    if worker.device.type != "cpu":
+        execute_and_die(item, worker)
+    import torch._dynamo  # the first training of a process does so
+
+    assert torch._dynamo
+    child = os.fork()
+    if child == 0:
+        try:
+            execute_and_die(item, replace(worker, emit=lambda event: None))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the run has ended before its kill"
+    raise ChildProcessError(signal.Signals(os.WTERMSIG(status)).name)
 
 
 @contextmanager

@@ -29,13 +29,15 @@ from pipelines.execute import Work
 from pipelines.experiment import Experiment, Training
 from pipelines.run_folder import RunFolder
 from tests import enrolled
-from tests.kill_bodies import SEED, Kill, draw_kill, execute_and_die, same_run, work_in
+from tests.kill_bodies import SEED, Kill, die_in_a_fork, draw_kill, execute_and_die, same_run, work_in
 
 CASES = {**enrolled.methods(), **enrolled.objectives(), **enrolled.criteria()}
 TO_KILL = {**enrolled.methods(), **enrolled.objectives()}
 """A criterion's own part of a run is one stage, as early pruning's is by default."""
 
 FEW_STEPS = Training(epochs=1, batch_size=256)
+
+UNFROZEN = "dense, BatchNorm not frozen"
 
 COSTS = (
     "cost/parameters",
@@ -241,7 +243,7 @@ def killed(undisturbed: Runs, tmp_path_factory) -> Runs:
     experiments = {name: undisturbed.experiments[name] for name in TO_KILL}
     kills = {name: draw_kill(draw, undisturbed.outcomes[name].value) for name in TO_KILL}
     print(f"ORCHARD_KILL_SEED={SEED}:", *(f"{name}: {kill}" for name, kill in kills.items()), sep="\n  ")
-    died = run_all(experiments, own_storages(root, TO_KILL), side_by_side(root), kills)
+    died = run_all(experiments, own_storages(root, TO_KILL), side_by_side(root), kills, body=die_in_a_fork)
     for name, outcome in died.outcomes.items():
         assert "SIGKILL" in (outcome.error or ""), name
         assert RunFolder(died.storages[name], experiments[name].identity).read_result() is None
@@ -267,12 +269,14 @@ def train_only(item: tuple[Work, Kill | None], worker: Worker) -> dict[str, int]
 
 @pytest.fixture(scope="module")
 def by_workers(weights: Path, tmp_path_factory) -> list[Runs]:
-    """Every case by one worker and by two, teachers shared: what can agree trains frozen and in float64."""
+    """Every case, and one that cannot agree, by one worker and by two; the others train frozen and in float64."""
     frozen = {
         name: experiment_of(config, weights, enrolled.FROZEN, data=enrolled.FEWER_DIGITS)
         for name, config in TO_KILL.items()
     }
     others = {name: experiment_of(CASES[name], weights, FEW_STEPS) for name in CASES.keys() - frozen}
+    training = dataclasses.replace(enrolled.FROZEN, epochs=1, freeze_batchnorm=False)
+    others[UNFROZEN] = enrolled.small(Dense(CrossEntropyConfig()), training, enrolled.FEWER_DIGITS)
     runs = []
     for workers in (1, 2):
         root = open_storage(tmp_path_factory.mktemp(f"workers{workers}"))
@@ -315,13 +319,7 @@ def test_with_batchnorm_frozen_two_workers_agree_with_one(name: str, by_workers:
         assert all(runs.outcomes[name].value["train"] >= 20 for runs in by_workers)
 
 
-def test_without_the_frozen_batchnorm_two_workers_would_differ(tmp_path: Path):
+def test_without_the_frozen_batchnorm_two_workers_would_differ(by_workers: list[Runs]):
     """So the agreement above says something."""
-    training = dataclasses.replace(enrolled.FROZEN, epochs=1, freeze_batchnorm=False)
-    experiments = {"dense": enrolled.small(Dense(CrossEntropyConfig()), training, enrolled.FEWER_DIGITS)}
-    states = []
-    for workers in (1, 2):
-        storage = open_storage(tmp_path / str(workers))
-        runs = run_all(experiments, {"dense": storage}, Group(storage=str(storage), workers=workers))
-        states.append(load_file(runs.folder("dense").path / "model.safetensors"))
-    assert max(float((states[0][key] - states[1][key]).abs().max()) for key in states[0]) > 1e-6
+    one, two = (load_file(runs.folder(UNFROZEN).path / "model.safetensors") for runs in by_workers)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) > 1e-6
