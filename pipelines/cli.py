@@ -162,15 +162,19 @@ def show(experiment: Experiment, console: Console) -> None:
 
 
 def report(ended: Sequence[Ended], console: Console) -> int:
-    """Print where everything is; the exit status."""
+    """Print where everything is, and each error once; the exit status."""
+    failed: dict[str | None, list[Ended]] = {}
     for end in ended:
         if end.error is not None or end.result is None:
-            trace = end.folder / "error.txt"
-            where = f"\n  traceback: {trace}" if trace.exists() else ""
-            complain(f"failed: {end.experiment.name}: {end.error}{where}")
+            failed.setdefault(end.error, []).append(end)
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
         tracked = end.run_id or "none yet: MLflow did not answer; start the same command again to send the run"
         text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {tracked}"
         say(console, text)
-    return 1 if any(end.error is not None or end.result is None for end in ended) else 0
+    for error, ends in failed.items():
+        trace = ends[0].folder / "error.txt"
+        lines = [f"failed: {ends[0].experiment.name}: {error}"]
+        lines += [f"  the same error: {end.experiment.name}" for end in ends[1:]]
+        complain("\n".join([*lines, f"  traceback: {trace}"] if trace.exists() else lines))
+    return 1 if failed else 0

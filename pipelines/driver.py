@@ -19,6 +19,7 @@ from cluster.launch import launch
 from cluster.stopping import Stopped
 from cluster.strategy import strategy as make_strategy
 from cluster.worker import Outcome
+from pipelines.checks import check_before_workers
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.progress import Progress, say
@@ -75,6 +76,7 @@ def run_experiments(
         if result is not None:
             say(console, f"already finished: {experiment.name}")
 
+    check_before_workers(experiments, storage, group.world_size)
     publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", storage, suite, console)
     todo = [number for number, end in enumerate(ended) if not end.before]
     outcomes: list[Outcome] = []

@@ -19,6 +19,7 @@ from cluster.worker import Worker
 from compression import artifact, cost
 from compression.methods import name_of
 from pipelines import identity
+from pipelines.checks import check_before_scoring
 from pipelines.costs import log_costs
 from pipelines.data.loader import Loader, open_loader
 from pipelines.experiment import Experiment, Placement
@@ -52,6 +53,7 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
         with _lock(session):
             result = session.on_first_worker(folder.read_result)
             if result is None:
+                session.on_first_worker(lambda: check_before_scoring(session))
                 session.on_first_worker(lambda: _begin(session, work))
                 cost.reset_peak_memory(session.device)
                 model = experiment.method.run(session)

@@ -158,9 +158,7 @@ class Progress(logging.Handler):
             row.accuracy = f"{event['accuracy']:.2%} test"
             self._line(f"{row.name}: finished, test accuracy {event['accuracy']:.2%}")
         elif kind == "failed":
-            row.stage = FAILED
-            if len(self.rows) > 1 or not self.interactive:  # for one experiment the report follows at once
-                say(self.console, f"{row.name}: failed: {event['error']}")
+            row.stage = FAILED  # the report names the error, once
 
     def _training(self, row: Row, event: dict[str, Any]) -> None:
         step, steps = event["step"], event["steps_per_epoch"]

@@ -17,13 +17,13 @@ from cluster.checkpoints import load_tensors, read_json, save_tensors, write_jso
 from compression import cost, models
 from compression.batch import Batch
 from compression.masks import Masks
-from compression.methods import Dense
 from compression.objectives.base import Objective
 from pipelines.context import EpochRange, RunContext
 from pipelines.data.loading.draws import stream
 from pipelines.evaluation import evaluate
 from pipelines.experiment import Experiment, Training
 from pipelines.run_folder import Record, record
+from pipelines.teachers import teacher_of
 from pipelines.training import Trainer
 
 Groups = Sequence[dict[str, Any]]
@@ -50,9 +50,7 @@ class ExperimentSession(RunContext):
         return self.place(model)
 
     def teacher(self, experiment: Experiment | None = None, *, method: Any = None) -> nn.Module:
-        teacher = experiment or dataclasses.replace(self.experiment, method=Dense())
-        if method is not None:
-            teacher = dataclasses.replace(teacher, method=method)
+        teacher = teacher_of(self.experiment, experiment, method)
         return self.place(self.obtain_teacher(self, teacher)).eval().requires_grad_(False)
 
     def place(self, model: nn.Module) -> nn.Module:

@@ -1,6 +1,5 @@
 """Teachers: other experiments whose networks a run needs. Each is run once and shared by all who need it."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,8 +9,8 @@ from torch import nn
 from cluster.checkpoints import write_json
 from cluster.worker import Worker
 from compression import artifact, cost
+from compression.methods import Dense
 from pipelines.context import RunContext
-from pipelines.data.loader import open_loader
 from pipelines.experiment import Experiment
 from pipelines.identity import canonical
 from pipelines.run_folder import RunFolder
@@ -24,8 +23,6 @@ def obtain(context: RunContext, teacher: Experiment, execute: Execute) -> nn.Mod
 
     execute: runs an experiment on this worker.
     """
-    teacher = with_data_of(context.experiment, teacher)
-    context.on_first_worker(lambda: _check_classes(context, teacher))
     context.on_first_worker(lambda: _record(context, teacher))
     folder = RunFolder(context.folder.storage, teacher.identity)
     finished_before = folder.result.exists()
@@ -36,6 +33,21 @@ def obtain(context: RunContext, teacher: Experiment, execute: Execute) -> nn.Mod
     if not finished_before:
         cost.reset_peak_memory(context.device)  # the student's peak memory is reported without its teacher's training
     return artifact.load(folder.path)
+
+
+def teacher_of(student: Experiment, given: Experiment | None = None, method: Any = None) -> Experiment:
+    """What `Session.teacher` means: `given` or the student's own network, trained densely or by `method`."""
+    teacher = given or dataclasses.replace(student, method=Dense())
+    return with_data_of(student, teacher if method is None else dataclasses.replace(teacher, method=method))
+
+
+def needed(experiment: Experiment) -> list[Experiment]:
+    """The runs that an experiment needs before its own, each once, in the order in which they run."""
+    found: dict[str, Experiment] = {}
+    for arguments in experiment.method.teachers:
+        teacher = teacher_of(experiment, *arguments)
+        found |= {each.identity: each for each in (*needed(teacher), teacher) if each.identity not in found}
+    return list(found.values())
 
 
 def with_data_of(student: Experiment, teacher: Experiment) -> Experiment:
@@ -63,18 +75,6 @@ def _record(context: RunContext, teacher: Experiment) -> None:
     known = description.get("teachers", [])
     if teacher.identity not in known:
         write_json(context.folder.description, {**description, "teachers": [*known, teacher.identity]})
-
-
-def _check_classes(context: RunContext, teacher: Experiment) -> None:
-    """ValueError, before anything is trained, if the teacher's data have another number of classes."""
-    if canonical(teacher.data) == canonical(context.experiment.data):
-        return
-    with contextlib.closing(open_loader(teacher.data, teacher.seed, "cpu")) as loader:
-        if loader.info.num_classes != context.info.num_classes:
-            raise ValueError(
-                f"the teacher {teacher.name} knows {loader.info.num_classes} classes, the student's data have "
-                f"{context.info.num_classes}: give a teacher of the same data"
-            )
 
 
 def _teacher_events(

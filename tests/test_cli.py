@@ -433,12 +433,17 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_missing_archives_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
     said = say(cifar10_epsd, *tracked)
-    assert said.status == 1
+    assert said.status == 2
     assert "data holds neither cifar-10-python.tar.gz nor cifar-10-batches-py/" in said.err
     assert "--data.root" in said.err
     said = say(cifar10_epsd, *tracked, "--data.root", str(here / "nothing"))
-    assert said.status == 1
+    assert said.status == 2
     assert f"{here}/nothing holds neither" in said.err
+    assert not list(here.glob("storage/runs/*"))
+    said = say(cifar10_epsd, *tracked, "--data.root", str(here), "--seeds", "0", "1")
+    assert said.status == 1
+    assert said.err.count(f"{here} holds neither") == 1, "one error, one message"
+    assert said.err.count("the same error: EPSD (CS-KD) at 0.95, resnet18_small on cifar10, seed 1") == 1
 
 
 def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path, tracked: list[str]):
@@ -451,7 +456,7 @@ def test_a_truncated_archive_is_named(say: Callable[..., Said], here: Path, trac
 
 def test_missing_image_folders_are_named(say: Callable[..., Said], here: Path, tracked: list[str]):
     said = say(imagenet_epsd, *tracked)
-    assert said.status == 1
+    assert said.status == 2
     assert "data/imagenet must hold train/<class>/* and val/<class>/*" in said.err
     (here / "train" / "n01440764").mkdir(parents=True)
     (here / "val" / "n01440764").mkdir(parents=True)
@@ -462,7 +467,7 @@ def test_missing_image_folders_are_named(say: Callable[..., Said], here: Path, t
 
 def test_a_failed_run_can_be_started_again(say: Callable[..., Said], here: Path, tracked: list[str]):
     for _ in range(2):
-        said = say(cifar10_epsd, *tracked)
+        said = say(cifar10_epsd, *tracked, "--data.root", str(here))
         assert said.status == 1
         assert "already finished" not in said.out
     assert not list(here.glob("storage/runs/*/result.json"))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from compression.objectives.config import TeacherObjectiveConfig
 from compression.session import Session
 
 
@@ -26,6 +27,16 @@ class MethodConfig:
     """an experiment whose `model` must be that of the method's own experiment; None: there is none"""
     options: ClassVar[Mapping[str, str]] = {}
     """recipe option ("distillation" or "criterion") that this method has -> the field that it sets"""
+
+    @property
+    def teachers(self) -> Sequence[tuple[Any, Any]]:
+        """The arguments (experiment, method) of each `session.teacher` that `run` calls; None as there."""
+        own = self.objective
+        return [(own.teacher, None)] if isinstance(own, TeacherObjectiveConfig) else []
+
+    def trainings(self, own: Any) -> Sequence[Any]:
+        """The trainings that `run` goes through; own: the experiment's."""
+        return [own]
 
     @classmethod
     def at(cls, sparsity: float, **values: Any) -> Self:

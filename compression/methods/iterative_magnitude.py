@@ -59,6 +59,13 @@ class IterativeMagnitude(MethodConfig):
         return 1 - (1 - self.share) ** self.rounds
 
     @property
+    def teachers(self) -> list[tuple[Any, Any]]:
+        return [*super().teachers, *([] if self.rewind == "weights" else [(self.dense, None)])]
+
+    def trainings(self, own: Any) -> list[Any]:
+        return [self.retraining or own]
+
+    @property
     def label(self) -> str:
         name = {"weights": "LTH", "learning_rate": "IMP, LR rewinding", "restart": "IMP, restart"}[self.rewind]
         return name if self.objective.label == "CE" else f"{name} ({self.objective.label})"

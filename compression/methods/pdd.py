@@ -70,6 +70,13 @@ class PDD(MethodConfig):
         name = "PDD" if self.distill else "PDD control: no teacher"
         return name if self.reduction is None else f"{name}, {self.reduction:.4g} of {self.reduce} removed"
 
+    @property
+    def teachers(self) -> list[tuple[Any, Any]]:
+        return [(self.teacher, None)] if self.distill else []
+
+    def trainings(self, own: Any) -> list[Any]:
+        return [self.gating or own, own]
+
     def controls(self) -> list[PDD]:
         """The same without a teacher."""
         return [replace(self, distill=False)] if self.distill else []

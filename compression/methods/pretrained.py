@@ -1,6 +1,7 @@
 """A network that was trained elsewhere, as a teacher or for comparison."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -23,6 +24,9 @@ class Pretrained(MethodConfig):
     def objective(self) -> ObjectiveConfig:
         """Only used to measure costs: there is no training."""
         return CrossEntropyConfig()
+
+    def trainings(self, own: Any) -> list[Any]:
+        return []
 
     def run(self, session: Session) -> nn.Module:
         return pretrained(session, self)

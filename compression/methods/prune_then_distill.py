@@ -81,6 +81,10 @@ class PruneThenDistill(MethodConfig):
         inherited = ", inherited" if self.init == "inherit" else ""
         return f"{name} ({self.student} student{inherited}, teacher {self.pruning.sparsity:.0%} pruned)"
 
+    @property
+    def teachers(self) -> list[tuple[Any, Any]]:
+        return [(self.teacher, None), (self.teacher, self.pruning)]
+
     def controls(self) -> list[PruneThenDistill]:
         """The same student with the other sources, for comparison."""
         others: tuple[Source, ...] = ("dense", "none", "label_smoothing")
