@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compression.batch import Batch
 from compression.choose import choose
-from compression.criteria.rounds import Criterion, rounds_of
+from compression.criteria.base import Criterion, rounds_of
 from compression.masks import Masks, prunable
 from compression.objectives.base import Objective
 

@@ -4,16 +4,24 @@ It removes the channels that gates have closed or masks have made dead: they do 
 its output does not depend on them. Constants that they hold (from biases) are folded into the layers that read them.
 """
 
+from __future__ import annotations
+
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression import gates, slicing
 from compression.channels import TOLERANCE, difference, example_images
 from compression.dependencies import Group, Member, trace
-from compression.liveness import Liveness, liveness
+from compression.masks import PRUNABLE_LAYERS
 from compression.models.resnet_cifar import ChannelShortcut
 from compression.modules import is_channels_last
 from compression.operators import check
@@ -40,7 +48,14 @@ def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32))
     for group in groups:
         _fold(group, small, found, kept[group.name])
     slicing.slice_channels(small, groups, kept)
-    _compare(original, small, input_shape)
+    images = example_images(small, input_shape, num=4, seed=1)
+    with torch.no_grad():
+        differ = difference(original(images), small(images))
+    if not differ <= TOLERANCE:
+        raise ValueError(
+            f"{type(model).__name__} without its dead channels gives different outputs: they differ by {differ:.3g} "
+            f"of the largest output, more than {TOLERANCE:g}"
+        )
     _restore(small, model)
     if arch := vars(model).get("arch"):
         before = slicing.shapes(model)
@@ -119,18 +134,6 @@ def _folds_into_bias(layer: nn.Module) -> bool:
     return plain and (layer.padding_mode != "zeros" or not any(layer.padding))  # type: ignore[arg-type]
 
 
-def _compare(original: nn.Module, small: nn.Module, input_shape: Sequence[int] | Tensor) -> None:
-    """ValueError if the outputs differ on new images; both networks in float64 and eval mode."""
-    images = example_images(small, input_shape, num=4, seed=1)
-    with torch.no_grad():
-        found = difference(original(images), small(images))
-    if not found <= TOLERANCE:
-        raise ValueError(
-            f"{type(original).__name__} without its dead channels gives different outputs: they differ by {found:.3g} "
-            f"of the largest output, more than {TOLERANCE:g}"
-        )
-
-
 def _restore(small: nn.Module, model: nn.Module) -> None:
     """Give `small`, in place, the precision, memory format and modes of `model`."""
     modes: Mapping[str, nn.Module] = dict(model.named_modules())
@@ -145,3 +148,106 @@ def _restore(small: nn.Module, model: nn.Module) -> None:
                 tensor.data = tensor.data.to(like.dtype)
     if is_channels_last(model):
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Which inputs of each layer depend on the network's input, and on which its output depends: name -> (inputs,).
+
+    varies: the layer's input depends on the network's input. read: the network's output depends on it.
+    constant: the value of an input that does not vary; nan if it depends on the position in space.
+    """
+
+    varies: Mapping[str, Tensor]
+    read: Mapping[str, Tensor]
+    constant: Mapping[str, Tensor]
+
+
+def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Liveness:
+    """The liveness of the named layers' inputs. model and images (N, C, H, W) in float64, the model in eval mode.
+
+    It depends only on which weights are zero. In a copy in which all others are positive no paths cancel and no ReLU is
+    closed, so that a tangent of the input, or a gradient of the output, reaches exactly the channels with a non-zero
+    path.
+    """
+    probe = _positive(model)
+    positive = SCALE * (1 + images.abs())
+    varies: dict[str, Tensor] = {}
+    with forward_ad.dual_level(), torch.no_grad():
+
+        def record_tangent(name: str, inputs: Tensor) -> None:
+            tangent = forward_ad.unpack_dual(inputs).tangent
+            found = torch.zeros_like(inputs, dtype=torch.bool) if tangent is None else tangent != 0
+            varies[name] = found.movedim(1, 0).flatten(1).any(dim=1)
+
+        with _hooked(probe, layers, record_tangent):
+            probe(forward_ad.make_dual(positive, 1 + images.abs()))
+    leaves: dict[str, Tensor] = {}
+
+    def add_leaf(name: str, inputs: Tensor) -> Tensor:
+        leaves[name] = torch.zeros_like(inputs, requires_grad=True)
+        return inputs + leaves[name]
+
+    with torch.enable_grad(), _hooked(probe, layers, add_leaf):
+        output = probe(positive).sum()
+    gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output, list(leaves.values()), materialize_grads=True)
+    found = zip(leaves, gradients, strict=True)
+    read = {name: (gradient != 0).movedim(1, 0).flatten(1).any(dim=1) for name, gradient in found}
+    return Liveness(varies, read, _values(model, layers, images))
+
+
+SCALE, SHIFT, GAIN = 1e-2, 1e-3, 0.25
+"""Of the positive copy: scale of the inputs, value of biases, sum of the weights of one output. Small, so that residual
+streams grow slowly and stay far below 6, where ReLU6 saturates."""
+
+
+def _positive(model: nn.Module) -> nn.Module:
+    """A copy with weights that are zero where the model's are, and otherwise small and positive."""
+    probe = copy.deepcopy(model).requires_grad_(False)
+    for layer in probe.modules():
+        if isinstance(layer, PRUNABLE_LAYERS):
+            used = (layer.weight != 0).double().flatten(1)
+            layer.weight.copy_((GAIN * used / used.sum(dim=1, keepdim=True).clamp(min=1)).view_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_((layer.bias != 0) * SHIFT)
+        elif isinstance(layer, _BatchNorm):
+            if layer.running_mean is not None and layer.running_var is not None:
+                layer.running_mean.copy_((layer.running_mean != 0) * -SHIFT)
+                layer.running_var.fill_(1)
+            if layer.affine:
+                layer.weight.copy_(layer.weight != 0)
+                layer.bias.copy_((layer.bias != 0) * SHIFT)
+        else:
+            for parameter in layer.parameters(recurse=False):
+                parameter.abs_()
+    return probe
+
+
+def _values(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """The value of each input of the named layers; nan if it differs between images or positions."""
+    found: dict[str, Tensor] = {}
+
+    def measure(name: str, inputs: Tensor) -> None:
+        values = inputs.movedim(1, 0).flatten(1)
+        low, high = values.amin(dim=1), values.amax(dim=1)
+        same = high - low <= ROUNDING * high.abs().clamp(min=1)
+        found[name] = torch.where(same, (low + high) / 2, torch.nan)
+
+    with torch.no_grad(), _hooked(model, layers, measure):
+        model(images)
+    return found
+
+
+ROUNDING = 1e-13
+"""Relative difference up to which two float64 values count as equal."""
+
+
+def _hooked(model: nn.Module, layers: Sequence[str], hook: Callable[[str, Tensor], Any]) -> contextlib.ExitStack:
+    """Until the stack is closed, call `hook(layer name, input)` before each layer; a result replaces the input."""
+    handles = contextlib.ExitStack()
+    for name in layers:
+        before = functools.partial(lambda name, _, inputs: hook(name, inputs[0]), name)
+        handles.enter_context(model.get_submodule(name).register_forward_pre_hook(before))
+    return handles

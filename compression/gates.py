@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from compression import slicing
 from compression.channels import example_images
+from compression.cost import quadratic_costs
 from compression.dependencies import Group, Member
-from compression.gate_costs import quadratic_costs
 from compression.models.resnet_cifar import ChannelShortcut
 
 Start = Literal["open", "random"]

@@ -159,12 +159,8 @@ def stop_reading(model: nn.Module, groups: Sequence[Group], kept: Kept) -> None:
         for member in group.consumers:
             layer, places = layers[member.layer], torch.tensor(member.indices)[gone].flatten()
             if isinstance(layer, ChannelShortcut):
-                gone_sources, pairs = (
-                    set(places.tolist()),
-                    zip(layer.source.tolist(), layer.target.tolist(), strict=True),
-                )
-                pairs = [pair for pair in pairs if pair[0] not in gone_sources]
-                resize(layer, {**shape_of(layer), "source": [s for s, _ in pairs], "target": [t for _, t in pairs]})
+                stays = torch.isin(layer.source.cpu(), places, invert=True).to(layer.source.device)
+                layer.source, layer.target = layer.source[stays], layer.target[stays]
             else:
                 with torch.no_grad():
                     layer.get_parameter("weight")[:, places.to(layer.get_parameter("weight").device)] = 0

@@ -2,7 +2,7 @@
 
 python examples/my_criterion.py [STORAGE]
 
-Started again with the same STORAGE, finished runs are not repeated. With a line in `compression/criteria/registry.py`
+Started again with the same STORAGE, finished runs are not repeated. With a line in `compression/criteria/__init__.py`
 the criterion would also be an option of every command (see CONTRIBUTING.md).
 """
 

@@ -25,7 +25,7 @@ from compression import cost, models
 from compression.allocation import ALLOCATIONS, global_topk
 from compression.batch import Batch
 from compression.criteria import CRITERIA, magnitude, prospr
-from compression.criteria.rounds import Criterion
+from compression.criteria.base import Criterion
 from compression.methods import METHODS
 from compression.models.registry import MODELS
 from compression.objectives import OBJECTIVES, CrossEntropy

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from compression import allocation, models, students
-from compression.inheritance import inherit
 from compression.masks import Masks, prunable
+from compression.students import inherit
 
 
 def pruned(model: nn.Module, sparsity: float) -> Masks:

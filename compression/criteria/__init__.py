@@ -6,13 +6,16 @@ from compression.criteria.grasp import GraSPConfig, grasp
 from compression.criteria.magnitude import MagnitudeConfig, magnitude
 from compression.criteria.prospr import ProsPrConfig, prospr
 from compression.criteria.random import RandomConfig, random
-from compression.criteria.registry import CRITERIA
 from compression.criteria.snip import SNIPConfig, snip
 from compression.criteria.synflow import SynFlowConfig, synflow
 
-# fmt: off
-__all__ = [
-    "CRITERIA", "CriterionConfig", "FORCEConfig", "GraSPConfig", "IterSNIPConfig", "MagnitudeConfig", "ProsPrConfig",
-    "RandomConfig", "SNIPConfig", "SynFlowConfig", "force", "grasp", "iter_snip", "magnitude", "prospr", "random",
-    "snip", "synflow",
-]
+CRITERIA: dict[str, type[CriterionConfig]] = {
+    "prospr": ProsPrConfig,
+    "snip": SNIPConfig,
+    "grasp": GraSPConfig,
+    "synflow": SynFlowConfig,
+    "force": FORCEConfig,
+    "iter_snip": IterSNIPConfig,
+    "magnitude": MagnitudeConfig,
+    "random": RandomConfig,
+}

@@ -1,18 +1,46 @@
-"""What the configs of criteria share."""
+"""What criteria and their configs share."""
 
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from torch import Tensor
 
 from compression.config import added
 from compression.criteria.chunks import check_num_images
-from compression.criteria.rounds import Criterion
 from compression.objectives.base import Objective, check_positive
 
+Criterion: TypeAlias = Callable[..., dict[str, Tensor]]
+"""(model, batches, objective) -> scores. A criterion with a parameter `masks` scores a pruned network itself."""
 
-def with_fields(criterion: Criterion, *names: str) -> Any:
-    """The `score` of a config: `criterion` with these fields of the config as arguments."""
-    return property(lambda self: functools.partial(criterion, **{name: getattr(self, name) for name in names}))
+F = TypeVar("F", bound=Criterion)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a criterion declares about pruning in rounds, with the values of a criterion that declares nothing.
+
+    pruned_return: whether a weight pruned in one round may be kept in the next.
+    num_kept: N * density, a real number -> number of weights kept by a round before the last. The last round keeps
+        what the requested sparsity gives.
+    """
+
+    pruned_return: bool = False
+    num_kept: Callable[[float], int] = math.ceil
+
+    def __call__(self, criterion: F) -> F:
+        """Decorator: declares these rounds for a criterion."""
+        vars(criterion)["rounds"] = self
+        return criterion
+
+
+def rounds_of(criterion: Criterion) -> Rounds:
+    """The declaration of `criterion`, or of the function in a functools.partial."""
+    while isinstance(criterion, functools.partial):
+        criterion = criterion.func
+    return getattr(criterion, "rounds", Rounds())
 
 
 class CriterionConfig:

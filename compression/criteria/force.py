@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import GradientCriterionConfig, with_fields
+from compression.config import with_fields
+from compression.criteria.base import GradientCriterionConfig, Rounds
 from compression.criteria.chunks import mean_gradients
-from compression.criteria.rounds import Rounds
 from compression.masks import prunable
 from compression.objectives.base import Objective
 

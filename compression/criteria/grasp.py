@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import GradientCriterionConfig, with_fields
+from compression.config import with_fields
+from compression.criteria.base import GradientCriterionConfig
 from compression.criteria.chunks import ChunkedLoss, check_batches, detached_buffers
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable

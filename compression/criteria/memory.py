@@ -1,9 +1,9 @@
 """The memory that a full meta-gradient needs, estimated before it is computed, and the memory that is free."""
 
 import copy
-import os
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -77,15 +77,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min([_available_bytes(), *control_group_bytes()])
-
-
-def _available_bytes() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(line.split()[1]) * 1024
+    return min([psutil.virtual_memory().available, *control_group_bytes()])
 
 
 def control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added
-from compression.criteria.base import CriterionConfig, with_fields
+from compression.config import added, with_fields
+from compression.criteria.base import CriterionConfig
 from compression.criteria.chunks import ChunkedLoss, check_batches, check_num_images, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
 from compression.criteria.second_order import CheapSecondOrder, fast_layout

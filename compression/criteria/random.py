@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import CriterionConfig, with_fields
+from compression.config import with_fields
+from compression.criteria.base import CriterionConfig
 from compression.masks import prunable
 from compression.objectives.base import Objective
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.criteria.base import GradientCriterionConfig, with_fields
+from compression.config import with_fields
+from compression.criteria.base import GradientCriterionConfig
 from compression.criteria.chunks import mean_gradients
 from compression.masks import prunable
 from compression.objectives.base import Objective

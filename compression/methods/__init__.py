@@ -8,11 +8,18 @@ from compression.methods.iterative_magnitude import IterativeMagnitude, iterativ
 from compression.methods.pdd import PDD, pdd
 from compression.methods.pretrained import Pretrained, pretrained
 from compression.methods.prune_then_distill import PruneThenDistill, prune_then_distill
-from compression.methods.registry import METHODS, name_of
 
-# fmt: off
-__all__ = [
-    "EPSD", "METHODS", "PDD", "Dense", "EarlyPruning", "IterativeMagnitude", "MethodConfig", "Pretrained",
-    "PruneThenDistill", "dense", "early_pruning", "epsd", "iterative_magnitude", "name_of", "pdd", "pretrained",
-    "prune_then_distill",
-]
+METHODS: dict[str, type[MethodConfig]] = {
+    "dense": Dense,
+    "early_pruning": EarlyPruning,
+    "epsd": EPSD,
+    "iterative_magnitude": IterativeMagnitude,
+    "prune_then_distill": PruneThenDistill,
+    "pdd": PDD,
+    "pretrained": Pretrained,
+}
+
+
+def name_of(method: MethodConfig) -> str:
+    """The name of a config's method."""
+    return next(name for name, config in METHODS.items() if config is type(method))

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from torch import nn
 
 from compression import students
-from compression.inheritance import inherit
 from compression.masks import Masks, prunable
 from compression.methods.base import MethodConfig
 from compression.methods.iterative_magnitude import IterativeMagnitude
@@ -119,5 +118,5 @@ def build_student(session: Session, config: PruneThenDistill, pruned: nn.Module)
     spec = {key: value for key, value in plan["arch"].items() if key != "num_classes"}
     student = session.model(spec)
     if config.init == "inherit":
-        inherit(student, pruned, masks)
+        students.inherit(student, pruned, masks)
     return student

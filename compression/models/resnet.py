@@ -38,24 +38,12 @@ def small_images(depth: int, num_classes: int, stage_widths: Sequence[int] | Non
 
 def _change_widths(model: Any, widths: Sequence[int], num_classes: int) -> None:
     """Replace the stages by ones of `widths`, and the classifier to fit."""
-    block = type(model.layer1[0])
-    in_channels = STEM_WIDTH
+    block, model.inplanes = type(model.layer1[0]), STEM_WIDTH
     for place, width in enumerate(widths, 1):
         num_blocks = len(getattr(model, f"layer{place}"))
-        stage = _stage(block, in_channels, width, num_blocks, stride=1 if place == 1 else 2)
+        stage = model._make_layer(block, width, num_blocks, stride=1 if place == 1 else 2)
         for module in stage.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         setattr(model, f"layer{place}", stage)
-        in_channels = width * block.expansion
-    model.fc = nn.Linear(in_channels, num_classes)
-
-
-def _stage(block: Any, in_channels: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
-    out_channels = width * block.expansion
-    projection = None
-    if stride != 1 or in_channels != out_channels:
-        convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        projection = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
-    first = block(in_channels, width, stride, projection)
-    return nn.Sequential(first, *(block(out_channels, width) for _ in range(num_blocks - 1)))
+    model.fc = nn.Linear(model.inplanes, num_classes)

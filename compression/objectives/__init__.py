@@ -8,13 +8,16 @@ from compression.objectives.dlb import DLB, DLBConfig
 from compression.objectives.kd import KD, KDConfig
 from compression.objectives.label_smoothing import LabelSmoothing, LabelSmoothingConfig
 from compression.objectives.ps_kd import PSKD, PSKDConfig
-from compression.objectives.registry import OBJECTIVES
 from compression.objectives.teacher import Teacher
 from compression.objectives.tf_kd import TfKD, TfKDRegConfig, TfKDSelfConfig
 
-# fmt: off
-__all__ = [
-    "CSKD", "DLB", "KD", "OBJECTIVES", "PSKD", "CSKDConfig", "CrossEntropy", "CrossEntropyConfig", "DLBConfig",
-    "KDConfig", "LabelSmoothing", "LabelSmoothingConfig", "Objective", "ObjectiveConfig", "PSKDConfig", "Teacher",
-    "TfKD", "TfKDRegConfig", "TfKDSelfConfig",
-]
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "cross_entropy": CrossEntropyConfig,
+    "label_smoothing": LabelSmoothingConfig,
+    "kd": KDConfig,
+    "cs_kd": CSKDConfig,
+    "ps_kd": PSKDConfig,
+    "dlb": DLBConfig,
+    "tf_kd_self": TfKDSelfConfig,
+    "tf_kd_reg": TfKDRegConfig,
+}

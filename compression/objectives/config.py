@@ -1,10 +1,7 @@
 """What the configs of objectives share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-from compression.objectives.base import Objective
 
 
 class ObjectiveConfig:
@@ -12,8 +9,8 @@ class ObjectiveConfig:
 
     label: ClassVar[str]
     """name in tables"""
-    objective: Callable[..., Objective]
-    """makes the objective"""
+    objective: Any
+    """function () -> Objective, or of the trained teacher for a `TeacherObjectiveConfig`"""
     cache: bool = False
     """whether the objective stores the teacher's answer to each training image"""
 

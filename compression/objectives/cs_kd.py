@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
+from compression.config import with_fields
 from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
 from compression.objectives.config import ObjectiveConfig
 
@@ -47,6 +48,4 @@ class CSKDConfig(ObjectiveConfig):
     """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "CS-KD"
-
-    def objective(self) -> CSKD:
-        return CSKD(self.temperature, self.weight)
+    objective = with_fields(CSKD, "temperature", "weight")

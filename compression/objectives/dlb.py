@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
+from compression.config import with_fields
 from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
 from compression.objectives.config import ObjectiveConfig
 
@@ -84,6 +85,4 @@ class DLBConfig(ObjectiveConfig):
     """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "DLB"
-
-    def objective(self) -> DLB:
-        return DLB(self.temperature, self.weight)
+    objective = with_fields(DLB, "temperature", "weight")

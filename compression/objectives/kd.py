@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
+from compression.config import with_fields
 from compression.objectives.base import (
     Model,
     Objective,
@@ -102,9 +103,7 @@ class KDConfig(TeacherObjectiveConfig):
     """run the teacher only once for each sample; only for data without augmentation that fit in memory"""
 
     label = "KD"
+    objective = with_fields(KD, "temperature", "alpha", "divergence", "cache")
 
     def __post_init__(self) -> None:
         check_kd(self.temperature, self.alpha, self.divergence)
-
-    def objective(self, teacher: Model) -> KD:
-        return KD(teacher, self.temperature, self.alpha, self.divergence, self.cache)

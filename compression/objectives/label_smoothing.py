@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
+from compression.config import with_fields
 from compression.objectives.base import Model, Objective, full_precision
 from compression.objectives.config import ObjectiveConfig
 
@@ -46,6 +47,4 @@ class LabelSmoothingConfig(ObjectiveConfig):
     """all: over all classes (the paper); others: over the other classes only (Tf-KD's code)"""
 
     label = "LS"
-
-    def objective(self) -> LabelSmoothing:
-        return LabelSmoothing(self.epsilon, self.spread)
+    objective = with_fields(LabelSmoothing, "epsilon", "spread")

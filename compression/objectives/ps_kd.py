@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
-from compression.config import added
+from compression.config import added, with_fields
 from compression.objectives.base import Model, Objective, check_share, full_precision
 from compression.objectives.config import ObjectiveConfig
 
@@ -108,6 +108,4 @@ class PSKDConfig(ObjectiveConfig):
     """store predictions in float16: half the memory, for many samples and classes"""
 
     label = "PS-KD"
-
-    def objective(self) -> PSKD:
-        return PSKD(self.alpha, self.half_memory)
+    objective = with_fields(PSKD, "alpha", "half_memory")

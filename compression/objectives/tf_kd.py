@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
+from compression.config import with_fields
 from compression.objectives.base import (
     Model,
     Objective,
@@ -112,12 +113,10 @@ class TfKDSelfConfig(TeacherObjectiveConfig):
     """of the distillation term, for 100 classes; scaled for other numbers, so that the term has the same weight"""
 
     label = "Tf-KD self"
+    objective = with_fields(TfKD, "temperature", "alpha", "multiplier", classes=AUTHORS_CLASSES)
 
     def __post_init__(self) -> None:
         check_tf_kd(self.temperature, self.alpha, self.multiplier)
-
-    def objective(self, teacher: Model) -> TfKD:
-        return TfKD(teacher, self.temperature, self.alpha, self.multiplier, classes=AUTHORS_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,7 @@ class TfKDRegConfig(ObjectiveConfig):
     """probability that the virtual teacher gives the label"""
 
     label = "Tf-KD reg"
+    objective = with_fields(TfKD, "temperature", "alpha", "multiplier", "confidence", classes=AUTHORS_CLASSES)
 
     def __post_init__(self) -> None:
         check_tf_kd(self.temperature, self.alpha, self.multiplier, self.confidence)
-
-    def objective(self) -> TfKD:
-        return TfKD(None, self.temperature, self.alpha, self.multiplier, self.confidence, AUTHORS_CLASSES)
