@@ -28,6 +28,7 @@ from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.manifest import Manifest
 from pipelines.data.preparing.sets import PRESETS, SETS, storage
 from pipelines.data.source import Source
+from pipelines.progress import complain, say
 
 PRESETS_HELP = """presets:
   ffcv_imagenet        longest side 500 pixels, half of the images as JPEG of quality 90
@@ -45,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         done = run(options)
     except (ValueError, OSError, RuntimeError) as error:
-        return _complain(f"error: {error}", 1 if isinstance(error, RuntimeError) else 2)
+        complain(f"error: {error}")
+        return 1 if isinstance(error, RuntimeError) else 2
     except KeyboardInterrupt:
-        return _complain("stopped; nothing was written", 130)
+        complain("stopped; nothing was written")
+        return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     show(done, Console())
@@ -80,7 +83,7 @@ def announce(source: Source, console: Console) -> None:
     counts = ", ".join(f"{len(part):,} {name}" for name, part in source.parts.items())
     lines = [f"{source.name}: {len(source.classes):,} classes, {counts}"]
     lines += [f"  incomplete: {what}" for what in source.missing]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def show(done: Manifest, console: Console) -> None:
@@ -96,16 +99,11 @@ def show(done: Manifest, console: Console) -> None:
             lines += [f"      {each.name}: {each.why}" for each in part.left_out[:SHOWN]]
         if len(part.left_out) > SHOWN:
             lines.append(f"      and {len(part.left_out) - SHOWN:,} more: see {done.folder / manifest.FILE}")
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)  # runs every `finally`, so nothing is left
-
-
-def _complain(text: str, status: int) -> int:
-    Console(stderr=True).print(text, style="red", soft_wrap=True, highlight=False, markup=False)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from pipelines.data.config import (
 )
 from pipelines.data.ffcv.installed import has_ffcv
 from pipelines.data.loader import NEEDS, Loader, open_loader
-from pipelines.data.loading import draws, geometry, splits
+from pipelines.data.loading import draws, geometry
 from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
 from pipelines.data.loading.memory import MemoryStore, windows
 from pipelines.data.loading.views import CROP, FLIP, View
@@ -105,14 +105,14 @@ def test_streams_and_permutations_are_fixed() -> None:
 
 def test_hold_out_counts_by_hand() -> None:
     labels = torch.tensor([0] * 10 + [1] * 25 + [2] * 2)
-    kept, held = splits.hold_out(labels, 0.1, key=5)
+    kept, held = draws.hold_out(labels, 0.1, key=5)
     assert labels[held].bincount().tolist() == [1, 2, 1]  # round(1.0), round(2.5) to even, at least one
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(37))
-    assert held.tolist() == splits.hold_out(labels, 0.1, key=5)[1].tolist()
-    assert held.tolist() != splits.hold_out(labels, 0.1, key=6)[1].tolist()
-    assert len(splits.hold_out(labels, 0, key=5)[1]) == 0
+    assert held.tolist() == draws.hold_out(labels, 0.1, key=5)[1].tolist()
+    assert held.tolist() != draws.hold_out(labels, 0.1, key=6)[1].tolist()
+    assert len(draws.hold_out(labels, 0, key=5)[1]) == 0
     with pytest.raises(ValueError, match="class 3 has 1 training images"):
-        splits.hold_out(torch.tensor([0, 0, 3]), 0.1, key=0)
+        draws.hold_out(torch.tensor([0, 0, 3]), 0.1, key=0)
 
 
 def test_configs_are_options_and_root_is_not_part_of_the_identity() -> None:

@@ -27,7 +27,7 @@ from pipelines.data.loading import draws
 from pipelines.data.loading.geometry import Letterbox, letterboxes
 from pipelines.data.loading.views import View
 from pipelines.data.readers import voc
-from pipelines.data.readers.boxes import CLASSES
+from pipelines.data.readers.voc_parts import CLASSES
 from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD
 
 NOTHING: frozenset[str] = frozenset()

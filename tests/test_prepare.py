@@ -31,16 +31,15 @@ from pipelines import prepare
 from pipelines.data.config import CIFAR10, CUB, ImageNet, Images
 from pipelines.data.ffcv import format as beton_format
 from pipelines.data.ffcv.beton import Beton
-from pipelines.data.ffcv.fields import Storage
-from pipelines.data.ffcv.native_jpeg import is_sound
+from pipelines.data.ffcv.fields import Storage, is_sound
 from pipelines.data.ffcv.part_writer import Job
 from pipelines.data.loading.arrays import read_whole
 from pipelines.data.preparing import manifest
 from pipelines.data.preparing.convert import prepare as prepare_job
+from pipelines.data.preparing.convert import workspace
 from pipelines.data.preparing.digits_folder import prepared, write_digits_as_cub, write_digits_as_imagenet
 from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.sets import storage
-from pipelines.data.preparing.workspace import workspace
 from pipelines.data.readers import cub, image_folders, imagenet
 from pipelines.data.source import Boxes, Files, Pixels, Source
 from tests.prepare_bodies import HALF, odd
@@ -385,7 +384,7 @@ class TestAgain:
         out.mkdir(parents=True)
         out.parent.chmod(0o500)
         # Root can write everywhere, so the answer is replaced.
-        monkeypatch.setattr("pipelines.data.preparing.workspace.os.access", lambda path, mode: path != out.parent)
+        monkeypatch.setattr("pipelines.data.preparing.convert.os.access", lambda path, mode: path != out.parent)
         with workspace(out, print) as inside:
             assert inside.parent == out
         assert run(folder, out) == 0
@@ -571,10 +570,11 @@ def eventually(holds: object, seconds: float = 30.0) -> bool:
     return bool(holds())
 
 
-class Heard:
-    """A Report that keeps what it is told."""
+class Heard(Display):
+    """Keeps what it is told."""
 
     def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
         self.said: list[str] = []
 
     def say(self, text: str) -> None:

@@ -24,8 +24,8 @@ from scipy.io import savemat
 
 from pipelines.data.config import CIFAR10, CIFAR100, CUB, ImageNet, Images, TinyImageNet
 from pipelines.data.readers import cifar, cub, image_folders, imagenet, pickles, source, tiny_imagenet, voc
-from pipelines.data.readers.boxes import CLASSES, parse
 from pipelines.data.readers.checks import Whole, fingerprint_of_files
+from pipelines.data.readers.voc_parts import CLASSES, parse
 from pipelines.data.source import Part, Pixels, Source, ZipMembers
 
 WNIDS = ("n01440764", "n02102040", "n03000684")

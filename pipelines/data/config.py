@@ -140,23 +140,23 @@ class Digits(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(SmallImages):
-    """CIFAR-10. The root holds cifar-10-python.tar.gz or the folder cifar-10-batches-py."""
-
-    name_in_tables = "cifar10"
-
+class _CIFAR(SmallImages):
     backend: Backend = field(default="memory", metadata=ADDED)
     subset: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR100(SmallImages):
+class CIFAR10(_CIFAR):
+    """CIFAR-10. The root holds cifar-10-python.tar.gz or the folder cifar-10-batches-py."""
+
+    name_in_tables = "cifar10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100(_CIFAR):
     """CIFAR-100 with its 100 fine labels. The root holds cifar-100-python.tar.gz or the folder cifar-100-python."""
 
     name_in_tables = "cifar100"
-
-    backend: Backend = field(default="memory", metadata=ADDED)
-    subset: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)

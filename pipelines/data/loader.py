@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compression.batch import Batch, Info
 from pipelines.data.config import VOC, Data, Resolution
-from pipelines.data.loading import draws, splits
+from pipelines.data.loading import draws
 from pipelines.data.loading.views import NEEDS, Opened, Request, View
 from pipelines.data.stores import open_store
 
@@ -46,7 +46,7 @@ class Loader:
     def __init__(self, opened: Opened, val_fraction: float, seed: int, resolution: Resolution | None = None) -> None:
         """resolution: for training images that grow; None: constant size."""
         store, labels, num_classes = opened.store, opened.labels, opened.num_classes
-        train, val = splits.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
+        train, val = draws.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
         test = torch.arange(len(labels["test"]))
         self.info = Info(num_classes, opened.input_shape, {"train": len(train), "val": len(val), "test": len(test)})
         self.fingerprint = opened.fingerprint

@@ -88,11 +88,8 @@ class Beton:
         field, values = _column(self.path, self._columns, name, "IntField", "FloatField", "NDArrayField")
         if field.array is None:
             return np.array(values)
-        starts, sizes, size = (
-            values.astype(np.int64),
-            self._regions.sizes(self.path, values, name),
-            field.array.itemsize,
-        )
+        starts, size = values.astype(np.int64), field.array.itemsize
+        sizes = self._regions.sizes(self.path, values, name)
         _require(self.path, bool((sizes == size).all()), f'the field "{name}" has values of a wrong size')
         stored = np.stack([self.mapped[start : start + size] for start in starts.tolist()])
         return stored.view(field.array.base).reshape(len(starts), *field.array.shape)

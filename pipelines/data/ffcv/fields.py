@@ -1,16 +1,20 @@
 """Encode samples for a .beton file: resize the image, store it as pixels or as JPEG, pad the boxes."""
 
+import ctypes
+import functools
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePath
+from importlib.util import find_spec
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data.ffcv.native_jpeg import is_sound
+from pipelines.data.ffcv.installed import require_installed
 from pipelines.data.loading import draws
 from pipelines.data.source import Boxes, Part, decoded
 
@@ -195,3 +199,28 @@ def _shrunk(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     ratio = max_side / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def is_sound(data: bytes, height: int, width: int) -> bool:
+    """Whether the decoder accepts a JPEG file without a warning.
+
+    It warns of what other decoders accept, such as bytes between the markers, and the reader treats warnings as damage.
+    """
+    pixels = np.empty((height, width, 3), np.uint8)
+    source = np.frombuffer(data, np.uint8)
+    whole = (height, width, pixels.ctypes.data, height, width, 0, 0, 1, 1, False, False)
+    return _decoder()(source.ctypes.data, len(data), *whole) == 0
+
+
+@functools.cache
+def _decoder() -> Callable[..., int]:
+    """FFCV's JPEG decoder alone, without the import of FFCV, which takes seconds."""
+    require_installed()
+    spec = find_spec("ffcv")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    [library] = Path(spec.submodule_search_locations[0]).glob("_libffcv*.so")
+    found = ctypes.CDLL(str(library)).imdecode
+    number, flag, address = ctypes.c_uint32, ctypes.c_bool, ctypes.c_void_p
+    found.argtypes = [address, ctypes.c_uint64, number, number, address, *[number] * 6, flag, flag]
+    return found

@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -13,6 +12,7 @@ from pipelines.data.ffcv.fields import Encoded, Encoder, LeftOut, Storage, WithB
 from pipelines.data.ffcv.format import CLASSIFICATION, detection
 from pipelines.data.ffcv.writer import BetonWriter
 from pipelines.data.preparing import manifest
+from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.manifest import PartFile
 from pipelines.data.preparing.process_pool import WorkerDied, in_order
 from pipelines.data.source import Pixels, Source
@@ -22,13 +22,6 @@ AT_ONCE = 16
 
 _CHUNK = 1 << 22
 _MB = 1_000_000
-
-
-class Report(Protocol):
-    """Receives messages and progress."""
-
-    def say(self, text: str) -> None: ...
-    def step(self, what: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def check(source: Source) -> int:
     return most
 
 
-def write_part(job: Job, name: str, folder: Path, most_objects: int, workers: int, report: Report) -> PartFile:
+def write_part(job: Job, name: str, folder: Path, most_objects: int, workers: int, report: Display) -> PartFile:
     """Write `name`.beton into `folder` with `workers` processes (0: this one). most_objects: the result of `check`.
 
     ValueError: images or labels are wrong. OSError: a file or the disk. RuntimeError: a worker process died or failed.
@@ -145,7 +138,7 @@ class _Tally:
                 )
 
 
-def _sha256(path: Path, what: str, report: Report) -> str:
+def _sha256(path: Path, what: str, report: Display) -> str:
     """The hash of a finished file: its first bytes are written last, so it cannot be computed during writing."""
     digest, total, done = hashlib.sha256(), path.stat().st_size, 0
     with path.open("rb") as file:

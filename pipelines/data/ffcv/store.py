@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 from collections import deque
@@ -16,15 +17,16 @@ from torch import Tensor
 
 from compression.batch import Batch
 from pipelines.data.ffcv.beton import AGAIN, Beton
-from pipelines.data.ffcv.host_finish import HostFinish
 from pipelines.data.ffcv.kernels import JPEG, kernels
 from pipelines.data.loading.geometry import Geometry, Plan
 from pipelines.data.loading.prefetch import prefetch
-from pipelines.data.loading.side_stream import SideStream
 from pipelines.data.loading.views import Finish, Request, View, batch_of
 
 WAITING = 3
 """Finished batches that are kept ready for the training."""
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Floats are copied as integers of the same size, because the compiled loop does not support bfloat16."""
 
 Made = tuple[Batch, torch.cuda.Event | None]
 
@@ -151,3 +153,71 @@ def _plan(beton: Beton, geometry: Geometry, view: View) -> Plan:
     corner, extent = plan.targets.split(2, 1)
     assert ((extent > 0) & (corner < plan.size) & (corner + extent > 0)).all(), "a target lies outside its picture"
     return plan
+
+
+class SideStream:
+    """On CUDA, batches are copied and normalised on a separate stream; on other devices all methods are trivial."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def entered(self) -> contextlib.AbstractContextManager[object]:
+        """A context in which this thread uses the stream."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def room(self, *shape: int) -> Tensor:
+        """An uninitialised uint8 buffer on the CPU, from which `moved` copies without waiting."""
+        if self._stream is None:
+            return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for huge pages, torch does not
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+    def moved(self, value: Tensor) -> Tensor:
+        """A copy on the device. Inside `entered` it is asynchronous; the memory of `value` is kept until it is done."""
+        if self._stream is None:
+            return value.to(self._device)
+        return value.pin_memory().to(self._device, non_blocking=True)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """An event for the end of all work so far on the stream. Call it inside `entered`."""
+        if self._stream is None:
+            return None
+        done = torch.cuda.Event()
+        done.record(self._stream)
+        return done
+
+    def hand_over(self, batch: Batch, done: torch.cuda.Event | None) -> Batch:
+        """Make `batch` usable on the caller's stream, which waits for `done`; the host does not wait."""
+        if done is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(done)
+            # The memory belongs to the side stream, which must not reuse it before the caller's stream is done.
+            for field in dataclasses.fields(batch):
+                if isinstance(value := getattr(batch, field.name), Tensor):
+                    value.record_stream(stream)
+        return batch
+
+
+class HostFinish:
+    """The last steps on the CPU, split over threads: flip, convert and normalise with a lookup table.
+
+    It gives the result of `finish`, bit for bit, from a table of its results for all 256 pixel values.
+    """
+
+    def __init__(self, finish: Finish) -> None:
+        self._dtype = finish.dtype
+        ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
+        self._table = finish(ramp, None)[0, :, 0].contiguous().view(INTEGERS[finish.dtype.itemsize]).numpy()
+
+    def room(self, num: int, size: int) -> np.ndarray:
+        """An uninitialised buffer for `fill`, (N, size, size, 3)."""
+        # NumPy asks for huge pages where the system grants them, torch does not: half of the time here is page faults.
+        return np.empty((num, size, size, 3), self._table.dtype)
+
+    def fill(self, pixels: np.ndarray, flips: np.ndarray, out: np.ndarray) -> None:
+        """pixels: (N, S, S, 3) uint8. flips: (N,) bool. out: (N, S, S, 3), part of a buffer; overwritten."""
+        kernels().look_up(pixels, flips, self._table, out)
+
+    def images(self, room: np.ndarray) -> Tensor:
+        """(N, 3, S, S) float in channels_last memory, a view of the buffer."""
+        return torch.from_numpy(room).view(self._dtype).permute(0, 3, 1, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.loading import draws, splits
+from pipelines.data.loading import draws
 from pipelines.data.source import RGB, Part, Pixels, Source, in_threads, pixel_fingerprint
 
 # Mean and population standard deviation of all pixels / 255 of the training part (validation not yet held out).
@@ -41,7 +41,7 @@ def read_digits() -> Arrays:
     pixels = np.repeat(grey[..., None], 3, axis=-1)
     labels = torch.from_numpy(table[:, -1]).long()
     # The key is constant: the test part is the same for all seeds.
-    rows = dict(zip(("train", "test"), splits.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
+    rows = dict(zip(("train", "test"), draws.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
     images = {part: pixels[at.numpy()] for part, at in rows.items()}
     targets = {part: labels[at] for part, at in rows.items()}
     return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, pixel_fingerprint(images, targets))

@@ -1,7 +1,11 @@
 """Writes a source as train.beton, test.beton and manifest.json, which the ffcv backend reads."""
 
+import fcntl
+import os
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -9,31 +13,24 @@ from typing import Any
 
 import numpy as np
 import PIL
+from rich.console import Console
 
 from cluster.atomic import publish_files
 from pipelines.data.ffcv.fields import WithBoxes
 from pipelines.data.ffcv.installed import require_installed
-from pipelines.data.ffcv.part_writer import Job, Report, check, write_part
+from pipelines.data.ffcv.part_writer import Job, check, write_part
 from pipelines.data.preparing import manifest
+from pipelines.data.preparing.display import Display
 from pipelines.data.preparing.manifest import Manifest, PartFile
-from pipelines.data.preparing.workspace import workspace
 
 
-class Silent:
-    """A Report that shows nothing."""
-
-    def say(self, text: str) -> None: ...
-
-    def step(self, what: str, done: int, total: int) -> None: ...
-
-
-def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: Report | None = None) -> Manifest:
+def prepare(job: Job, out: Path, workers: int, overwrite: bool = False, report: Display | None = None) -> Manifest:
     """Write `job` into `out` with `workers` processes (0: in this one), unless it is already there.
 
     ValueError, OSError: wrong source, options or `out`; RuntimeError: a worker process died or failed. After an error
     `out` is unchanged.
     """
-    report, out = report or Silent(), out.expanduser().resolve()
+    report, out = report or Display(Console(quiet=True)), out.expanduser().resolve()
     if not overwrite and (found := _found(job, out)):
         report.say(f"{out} is already prepared from this source with these options: nothing to do")
         return found
@@ -106,3 +103,62 @@ def _versions() -> dict[str, str]:
 
     packages = {"pillow": PIL.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
     return {"python": platform.python_version(), "ffcv": version("ffcv"), **packages}
+
+
+@contextmanager
+def workspace(out: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
+    """A new hidden folder on the file system of `out`, removed at the end.
+
+    One process at a time has it; the others call `on_wait` with a message and wait. What a killed process left there is
+    removed first. `out`: absolute, without symbolic links.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: use another --out")
+    folder = _beside(out)
+    with _held(folder.with_name(f"{folder.name}.lock"), on_wait):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(out: Path) -> Path:
+    """Beside `out`; in it, if it is a mount point or its parent is read-only."""
+    name = f".{out.name}-prepare"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return out.parent / name
+    same = out.stat().st_dev == out.parent.stat().st_dev and os.access(out.parent, os.W_OK)
+    return (out.parent if same else out) / name
+
+
+@contextmanager
+def _held(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """A lock on a file that exists only while the lock is held; the kernel releases it when the process dies."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait(f"waiting for another process that holds {path}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """False: the previous holder of the lock has removed the file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -11,8 +11,15 @@ from typing import Generic, Literal, TypeVar, overload
 import numpy as np
 
 from pipelines.data.readers import checks
-from pipelines.data.readers.boxes import CLASSES
-from pipelines.data.readers.voc_parts import BORDER, Detections, Photos, Segmentations, detections, segmentations
+from pipelines.data.readers.voc_parts import (
+    BORDER,
+    CLASSES,
+    Detections,
+    Photos,
+    Segmentations,
+    detections,
+    segmentations,
+)
 from pipelines.data.source import IMAGENET_MEAN, IMAGENET_STD, Boxes, Source
 
 __all__ = ["BORDER", "CLASSES", "VOC", "Boxes", "Detections", "Segmentations", "read"]
