@@ -1,14 +1,18 @@
-"""The checkpoints of a run in one folder of a local file system; JSON and tensor files; the storage folder."""
+"""The checkpoints of a run in one folder; JSON and tensor files; the storage folder, which every worker must see."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the storage's layout; no other can be read."""
+
+SECONDS_TO_APPEAR = 10.0
+"""How long a network filesystem may take to show a new file on another machine."""
 
 _STEP = re.compile(r"(\.replaced-)?step-(\d{8,})")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -147,15 +154,8 @@ def open_storage(root: str | Path) -> Path:
     ValueError if it is no local folder, cannot be written, or has another format version.
     """
     folder = _local_folder(str(root))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Permissions are not enough: root ignores them on read-only mounts, and network file systems have their own.
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"orchard")
-            probe.flush()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"storage {folder} cannot be written: {reason}; choose another with --storage") from error
+    if reason := _not_writable(folder):
+        raise ValueError(f"storage {folder} cannot be written: {reason}; choose another with --storage")
     marker = folder / "orchard.json"
     if not marker.exists():
         write_json(marker, {"format": FORMAT})
@@ -169,6 +169,19 @@ def open_storage(root: str | Path) -> Path:
     return folder
 
 
+def _not_writable(folder: Path) -> str | None:
+    """Why nothing can be written into the folder, which is made if missing; None if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions are not enough: root ignores them on read-only mounts, and network file systems have their own.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"orchard")
+            probe.flush()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def _local_folder(root: str) -> Path:
     # One slash: a round trip through Path turns s3://bucket into s3:/bucket.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", root):
@@ -179,6 +192,58 @@ def _local_folder(root: str) -> Path:
     if not root:
         raise ValueError("storage is empty: give a folder with --storage")
     return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A file that the driver writes into the storage, and its content: every worker looks for it."""
+
+    path: str
+    content: str
+
+
+@contextmanager
+def storage_marker(storage: str) -> Iterator[Marker]:
+    """A marker with random content in the storage, inside the block."""
+    marker = Marker(os.path.join(storage, f".seen-by-all-{secrets.token_hex(8)}"), secrets.token_hex(16))
+    Path(marker.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(marker.path).write_text(marker.content)
+    try:
+        yield marker
+    finally:
+        Path(marker.path).unlink(missing_ok=True)
+
+
+def storage_error(marker: Marker, address: str, timeout: float = SECONDS_TO_APPEAR) -> str | None:
+    """What is wrong with the storage on this machine, and what to do; None if it is the driver's and writable.
+
+    address: under which Ray knows this machine.
+    """
+    folder = os.path.dirname(marker.path)
+    node = f"node {socket.gethostname()} ({address})"
+    if not _appears(marker, timeout):
+        return (
+            f"{node} does not see the storage {folder} that the driver sees: there is another folder, or none. Mount "
+            f"the same shared folder (NFS, Lustre, EFS...) at {folder} on every node, or give one that every node has "
+            "with --storage"
+        )
+    if reason := _not_writable(Path(folder)):
+        return (
+            f"{node} sees the storage {folder} but cannot write there ({reason}): mount it writable, or give another "
+            "folder with --storage"
+        )
+    return None
+
+
+def _appears(marker: Marker, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return Path(marker.path).read_text() == marker.content
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
 
 
 def _json(value: Any) -> bytes:

@@ -20,14 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.checkpoints import CheckpointStore
+from cluster.checkpoints import CheckpointStore, Marker, storage_error, storage_marker
 from cluster.environment import LOOPBACK
 from cluster.group import Group
 from cluster.launch import launch
 from cluster.outcomes import OutcomeTracker
-from cluster.ray.network import interface_of
+from cluster.ray.trainer import interface_of
 from cluster.stopping import StopRequest, StopSignal
-from cluster.storage_check import Marker, storage_error, storage_marker
 from cluster.stragglers import Slowest, find_slowest
 from cluster.worker import STOPPED, Outcome
 from pipelines.cli import parse
@@ -156,13 +155,13 @@ def test_a_restarted_tracker_keeps_final_outcomes() -> None:
 class TestStorage:
     def test_that_is_seen(self, tmp_path: Path) -> None:
         with storage_marker(str(tmp_path / "storage")) as marker:
-            assert storage_error(marker) is None
+            assert storage_error(marker, "127.0.0.1") is None
         assert list((tmp_path / "storage").iterdir()) == []
 
     def test_that_is_another_one(self, tmp_path: Path) -> None:
         with storage_marker(str(tmp_path)) as marker:
             for other in (Marker(marker.path, "other"), Marker(str(tmp_path / "elsewhere" / "marker"), marker.content)):
-                text = storage_error(other, timeout=0.3)
+                text = storage_error(other, "127.0.0.1", timeout=0.3)
                 assert text is not None
                 assert f"does not see the storage {Path(other.path).parent}" in text
                 assert "on every node" in text
@@ -339,7 +338,7 @@ FILL = """
 import errno, os, sys
 from pathlib import Path
 import torch
-from cluster.checkpoints import CheckpointStore
+from cluster.checkpoints import CheckpointStore, Marker, storage_error, storage_marker
 store = CheckpointStore(Path(sys.argv[1]))
 for step in range(1, 100):
     try:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from cluster.checkpoints import Marker, storage_error
 from cluster.process_group import ProcessGroup, exchange
 from cluster.ray.mailbox import Outbox, WorkerInfo, listen
-from cluster.storage_check import Marker, storage_error
 from cluster.worker import Body, Outcome, Worker, run_items
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run_worker(config: dict[str, Task]) -> None:
     if independent:
         items = items[rank::world_size]
     outbox = Outbox(task.mailbox, attempt, 0 if independent else rank)
-    errors = [text for text in ask("storage", storage_error(task.marker) or "") if text]
+    errors = [text for text in ask("storage", storage_error(task.marker, ray.util.get_node_ip_address()) or "") if text]
     if errors:
         for number, _ in items:
             outbox.post("outcome", number, Outcome(error=errors[0]))
