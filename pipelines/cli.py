@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from cluster.checkpoints import open_storage
+from pipelines.announcement import short_help, show
 from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
@@ -25,6 +26,11 @@ Recipe = Callable[..., Experiment]
 
 RENAMED = {"--alone": "--no-controls", "--no-alone": "--controls", "--patience": "--timeout"}
 """Old option -> new option. For one version the old option works, with a warning."""
+
+HELP = ("-h", "--help", "--help-all")
+
+CONFIG = (tyro.conf.AvoidSubcommands,)
+"""How tyro makes options of an experiment."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Command:
     """also run what the method's claim must be compared with, e.g. the student without its teacher"""
     seeds: tuple[int, ...] = ()
     """several seeds in one command, in place of --seed: all runs once for each"""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """show every value of every run before the first starts"""
 
     def experiments(self) -> list[Experiment]:
         """All runs of the command, seed by seed; teachers run when they are needed."""
@@ -66,8 +74,9 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     console = Console()
     try:
         command = parse(recipe, sys.argv[1:] if argv is None else argv, program)
-        show(command.experiment, console)
-        ended = run_experiments(command.experiments(), command.placement, command.suite, recipe.__name__, console)
+        experiments = command.experiments()
+        show(experiments, command.verbose, console)
+        ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
     except BrokenPipeError:  # the reader of our output has closed it: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -80,7 +89,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
 def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
     """The command line, with the recipe's values as defaults. ValueError for an impossible value."""
     argv = renamed(argv)
-    words = [word for word in argv if word not in ("-h", "--help")]
+    words = [word for word in argv if word not in HELP]
     own = options_of(recipe)
     first, _ = _parse(recipe, _First(own()), words, program, return_unknown_args=True)
     chosen = asdict(first.recipe)
@@ -91,6 +100,11 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
             chosen["scratch"] = storage / "smoke"
     experiment = recipe(**chosen)
     default = Command(own(), experiment, Placement(), suite=experiment.data.label, controls=not chosen.get("smoke"))
+    if {"-h", "--help"} & set(argv):
+        names = [item.name for item in fields(own)]
+        print(short_help(recipe, names, default, CONFIG, program or sys.argv[0]))
+        raise SystemExit(0)
+    argv = ["--help" if word == "--help-all" else word for word in argv]
     command = _parse(recipe, default, argv, program)
     command = replace(command, experiment=with_same_data(command.experiment, experiment.data))
     for name, value in parameters(command.experiment):
@@ -125,15 +139,14 @@ def renamed(argv: Sequence[str]) -> list[str]:
 def _parse(recipe: Recipe, default: Any, argv: Sequence[str], program: str | None, **others: Any) -> Any:
     """argv over `default`; a wrong option ends the process with status 2."""
     description = "\n".join(line.removeprefix("    ") for line in (recipe.__doc__ or "").splitlines())
-    config = (tyro.conf.AvoidSubcommands,)
     try:
         return tyro.cli(
-            type(default), default=default, args=argv, prog=program, description=description, config=config, **others
+            type(default), default=default, args=argv, prog=program, description=description, config=CONFIG, **others
         )
     except SystemExit as stop:
         if stop.code == 2:
             own = ", ".join(f"--{item.name}" for item in fields(options_of(recipe)))
-            complain(f"{recipe.__name__}'s own options are {own}; --help has all options")
+            complain(f"{recipe.__name__}'s own options are {own}; --help-all has all options")
         raise
 
 
@@ -153,12 +166,6 @@ def with_same_data(experiment: Experiment, before: Data) -> Experiment:
         return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value)})
 
     return replace(experiment, method=changed(experiment.method))
-
-
-def show(experiment: Experiment, console: Console) -> None:
-    """Print the whole experiment before it starts."""
-    values = "".join(f"\n  {name} = {value}" for name, value in parameters(experiment))
-    say(console, f"{experiment.name}   (identity {experiment.identity}){values}")
 
 
 def report(ended: Sequence[Ended], console: Console) -> int:

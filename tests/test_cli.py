@@ -25,7 +25,14 @@ from compression.objectives import CrossEntropyConfig, CSKDConfig, PSKDConfig
 from pipelines import cli, run
 from pipelines.experiment import Experiment, parameters
 from pipelines.optimizers import SGD, AdamW, TorchOptimizer
-from pipelines.recipes import RECIPES, cifar10_epsd, cifar10_pdd, digits_epsd, imagenet_epsd
+from pipelines.recipes import (
+    RECIPES,
+    cifar10_epsd,
+    cifar10_pdd,
+    cifar100_prune_then_distill,
+    digits_epsd,
+    imagenet_epsd,
+)
 from tests.terminal import run_in_terminal, screen
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +144,8 @@ def test_every_script_answers_help(tmp_path: Path):
         assert (process.returncode, err) == (0, "")
         assert f"pipelines/{name}.py" in out
         assert (RECIPES[name].__doc__ or "").splitlines()[0] in out
-        for option in ("--method.", "--training.optimizer.lr", "--data.val-fraction", "--seed", "--storage"):
+        assert len(out.splitlines()) <= 60
+        for option in ("--method", "--training.optimizer.lr", "--training.epochs", "--seeds", "--help-all"):
             assert option in out
     assert (processor_seconds() - began) / len(SCRIPTS) < 10, "little more than imports"
     assert not (tmp_path / "storage").exists()
@@ -147,6 +155,12 @@ def test_every_script_answers_help(tmp_path: Path):
 def test_help_explains_every_option(recipe: cli.Recipe, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "100")
     said = say(recipe, "--help")
+    assert said.status == 0
+    assert len(said.out.splitlines()) <= 60, "what people need first"
+    assert max(map(len, said.out.splitlines())) <= 120
+    for option in (*(item.name for item in fields(cli.options_of(recipe))), "training.epochs", "workers", "help-all"):
+        assert re.search(rf"^  --{option.replace('_', '-')}[ ,]", said.out, re.MULTILINE), option
+    said = say(recipe, "--help-all")
     assert said.status == 0
     plain = re.sub(r"[│─╭╮╰╯]", " ", said.out)
     options = dict(re.findall(r"^ +--([a-z][\w.-]*)(.*?)(?=^ +--|^ +$)", plain, re.DOTALL | re.MULTILINE))
@@ -166,7 +180,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[str]:
 
 
 def test_help_knows_the_options_of_the_choice(say: Callable[..., Said]):
-    said = say(digits_epsd, "--help", "--method", "early_pruning", "--distillation", "ps_kd", "--optimizer", "adamw")
+    words = "--method early_pruning --distillation ps_kd --optimizer adamw"
+    said = say(digits_epsd, "--help-all", *words.split())
     assert said.status == 0
     assert "--method.objective.alpha" in said.out
     assert "--training.optimizer.beta1" in said.out
@@ -261,7 +276,7 @@ def test_optimisers_by_name(argv: str, optimizer: Any):
 
 def test_the_experiment_is_shown_whole_before_it_starts(say: Callable[..., Said]):
     argv = ["--method.sparsity", "0.9", "--distillation", "ps_kd"]
-    said = say(digits_epsd, *argv, "--workers", "-1")
+    said = say(digits_epsd, *argv, "--verbose", "--workers", "-1")
     assert said.status == 2
     experiment = parsed(*argv)
     first, *lines = said.out.splitlines()
@@ -270,6 +285,31 @@ def test_the_experiment_is_shown_whole_before_it_starts(say: Callable[..., Said]
     assert lines == [f"  {name} = {value}" for name, value in parameters(experiment)]
     assert "  method.sparsity = 0.9" in lines
     assert "  method.distillation = PSKDConfig" in lines
+
+
+def test_all_runs_are_shown_in_a_few_lines_before_the_first_starts(say: Callable[..., Said]):
+    said = say(cifar10_pdd, "--seeds", "3", "4", "--workers", "-1")
+    assert said.status == 2
+    first, teacher, main, control = said.out.splitlines()
+    assert first == "4 runs and 1 for teachers (--verbose: every value)"
+    taught = parsed(recipe=cifar10_pdd).method.teacher  # pyright: ignore[reportAttributeAccessIssue]
+    assert teacher == (
+        f"  teacher: dense, resnet56 on cifar10, seed 0   (identity {taught.identity}): 200 epochs, batch 256, "
+        "SGD lr 0.1, float32"
+    )
+    assert main == (
+        "  PDD, 0.3953 of macs removed, resnet20 on cifar10, seeds 3 4: 50 epochs, batch 256, SGD lr 0.01, float32 + "
+        "150 epochs, batch 256, SGD lr 0.01, float32"
+    )
+    assert control == "  PDD control: no teacher, 0.3953 of macs removed, resnet20 on cifar10, seeds 3 4"
+    pruned = say(cifar100_prune_then_distill, "--workers", "-1").out
+    assert pruned.startswith("4 runs and 2 for teachers")
+    assert "  teacher: IMP, restart at 0.7903, vgg19_ptd on cifar100, seed 0" in pruned
+    alone = say(digits_epsd, "--workers", "-1").out.splitlines()
+    assert alone == [
+        "1 run (--verbose: every value)",
+        f"  {digits_epsd().name}   (identity {digits_epsd().identity}): 15 epochs, batch 128, SGD lr 0.1, float32",
+    ]
 
 
 def test_old_names_of_options_work_with_a_warning(capsys: pytest.CaptureFixture[str]):

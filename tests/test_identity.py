@@ -3,7 +3,7 @@
 tests/golden/identities.json maps a command line to the identities of its experiment and of its controls. To add one,
 write the command line with an empty text and run `python tests/test_identity.py --write`.
 If an identity changes, every stored run of that command is unknown: change the code, not the file.
-tests/golden/options.json maps a recipe to the options of its --help. An option may be renamed, but not lost.
+tests/golden/options.json maps a recipe to the options of its --help-all. An option may be renamed, but not lost.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_every_recipe_is_frozen():
 @pytest.mark.parametrize("recipe", OPTIONS)
 def test_no_option_is_lost(recipe: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        cli.main(RECIPES[recipe], ["--help"])
+        cli.main(RECIPES[recipe], ["--help-all"])
     found = set(re.findall(r"(?:^[│|\s]*|, )(--[\w.-]+)", capsys.readouterr().out, re.MULTILINE))
     assert [option for option in OPTIONS[recipe].split() if cli.RENAMED.get(option, option) not in found] == []
 
