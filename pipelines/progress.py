@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec
 
@@ -27,6 +29,9 @@ COLUMNS = {"experiment": 0, "stage": 0, "epoch": 55, "": 75, "loss": 90, "accura
 """Title -> smallest terminal width, in characters, that shows the column: the name must stay readable beside it."""
 
 BAR_WIDTH = 14
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Between two lines inside an epoch, where there is no table."""
 
 WIDE = 120
 """Terminal width, in characters, from which on a name fits into one line."""
@@ -72,6 +77,8 @@ class Row:
     accuracy: str = ""
     first: tuple[float, float] = (0.0, 0.0)
     """time and share done at the first event of this training; a resumed training does not start at 0"""
+    said: float = -math.inf
+    """time of the last line about this training, where there is no table"""
     end: float | None = None
     """expected end of the training, on the same clock"""
 
@@ -139,7 +146,7 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """A log message of the package `cluster`, above the table."""
-        say(self.console, record.getMessage())
+        self._say(record.getMessage())
 
     def __call__(self, number: int, event: dict[str, Any]) -> None:
         """One event of experiment `number`."""
@@ -150,7 +157,7 @@ class Progress(logging.Handler):
         elif kind in ("waiting", "note"):
             if kind == "waiting":
                 row.stage = WAITING
-            say(self.console, f"{row.name}: {event['text']}")
+            self._say(f"{row.name}: {event['text']}")
         elif kind in ("progress", "epoch"):
             self._training(row, event)
         elif kind == "finished":
@@ -164,18 +171,27 @@ class Progress(logging.Handler):
         step, steps = event["step"], event["steps_per_epoch"]
         row.train(event["stage"], (event["epoch"] - 1 + step / steps) / event["num_epochs"])
         row.epochs = f"{event['epoch']}/{event['num_epochs']}"
-        row.loss = f"{event['loss']:.4f}"
+        if event["loss"] is not None:  # the workers have not added up their losses
+            row.loss = f"{event['loss']:.4f}"
         if "val/accuracy" in event["metrics"]:
             row.accuracy = f"{event['metrics']['val/accuracy']:.2%} val"
-        within = "" if event["kind"] == "epoch" else f", step {step}/{steps}"
+        inside, now = event["kind"] == "progress", time.monotonic()
+        if inside and now - row.said < SECONDS_BETWEEN_LINES:
+            return
+        row.said, within = now, f", step {step}/{steps}" if inside else ""
+        loss = f", loss {row.loss}" if row.loss else ""
         accuracy = f", accuracy {row.accuracy}" if row.accuracy else ""
         eta = f", {row.eta()} to go" if row.eta() else ""
-        self._line(f"{row.name}: {row.stage} epoch {row.epochs}{within}, loss {row.loss}{accuracy}{eta}")
+        self._line(f"{row.name}: {row.stage} epoch {row.epochs}{within}{loss}{accuracy}{eta}")
 
     def _line(self, text: str) -> None:
         """A line in place of the table, where there is none."""
         if not self.interactive:
-            say(self.console, text)
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """A line above the table; where there is none, with the time."""
+        say(self.console, text if self.interactive else f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")
 
     def table(self) -> Table:
         """The table as it stands."""

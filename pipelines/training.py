@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from pipelines.optimizers import check_elementwise, factor_at, parameter_groups,
 
 LOG_STEPS = 100
 """Training steps between progress reports. Each report copies the losses from the device."""
+
+LOG_SECONDS = 30.0
+"""Seconds without one after which the first worker reports its step, without losses: those of all are not added up."""
 
 VOTE_STEPS = 10
 """Training steps between the points where the workers agree whether to save, or to save and stop."""
@@ -81,6 +85,7 @@ class Trainer:
         """Train one epoch of the schedule from `first_step` on, evaluate, and write a checkpoint."""
         settings, stage, worker = self.settings, self.stage, self.context.worker
         self.meter.begin_epoch()
+        self.reported = time.monotonic()
         set_train_mode(self.model, settings)
         self.objective.begin_epoch(epoch, settings.epochs)
         self.objective.sync()
@@ -116,6 +121,8 @@ class Trainer:
             self.checkpointer.save(self.optimizer, epoch, steps_done, sums.means_over_workers())
         elif total_done % LOG_STEPS == 0:
             self.report(epoch, steps_done, sums.means_over_workers())
+        elif time.monotonic() - self.reported > LOG_SECONDS:
+            self.report(epoch, steps_done, {})
         if request == StopRequest.STOP:
             raise Stopped
 
@@ -169,7 +176,8 @@ class Trainer:
     def report(
         self, epoch: int, steps_done: int, sums: dict[str, float], metrics: dict[str, float] | None = None
     ) -> None:
-        """Send the progress to the driver; with `metrics` at the end of an epoch."""
+        """Send the progress to the driver; with `metrics` at the end of an epoch. sums: empty if they are not known."""
+        self.reported = time.monotonic()
         self.context.emit(
             kind="epoch" if metrics else "progress",
             stage=self.stage.stage,
@@ -177,7 +185,7 @@ class Trainer:
             num_epochs=self.settings.epochs,
             step=steps_done,
             steps_per_epoch=self.stage.steps_per_epoch,
-            loss=sum(sums.values()) / max(steps_done, 1),
+            loss=sum(sums.values()) / max(steps_done, 1) if sums else None,
             metrics=metrics or {},
         )
 

@@ -123,6 +123,20 @@ def test_a_teacher_of_other_classes(storage: Path, tmp_path: Path):
     assert "knows 3 classes, the student's data have 10: give a teacher of the same data" in refused(student, storage)
 
 
+# Progress inside a long epoch
+
+
+def test_slow_steps_are_reported_inside_the_epoch(storage: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.training.LOG_SECONDS", 0.0)
+    events: list[dict[str, Any]] = []
+    experiment = Experiment(Dense(), "vgg3", training=Training(1, 256))
+    work = Work(experiment, Placement(storage=str(storage)), storage, {})
+    launch(execute, [work], Group(storage=str(storage)), lambda _, event: events.append(event))
+    assert [(event["step"], event["loss"]) for event in events if event["kind"] == "progress"] == [
+        (step, None) for step in range(1, 5)
+    ]
+
+
 # The runs that a run needs
 
 
