@@ -13,7 +13,7 @@ demo: .venv/installed ffcv
 
 # Two files at a time, then by themselves those tests that measure time.
 test: .venv/installed ffcv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone and not cluster" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone and not cluster and not slow" -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 # Machines that die, on two hosts in network namespaces of this one: Linux, root, and several minutes.

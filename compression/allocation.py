@@ -66,6 +66,8 @@ def _by_share(scores: Mapping[str, Tensor], sparsity: float | Fraction, shares: 
     sparsity never gives a layer more. Ties are broken as in `global_topk`.
     """
     check_finite(scores)
+    if blind := without_scores(scores):
+        raise ValueError(blind_layers(blind))
     priorities = {}
     for name, score in scores.items():
         # Sorted from the lowest up, so that of equal scores the earlier one gets the worse rank.
@@ -94,6 +96,38 @@ def remove_lowest(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], num
     keep[alive[torch.argsort(flat[alive], stable=True)[:num]]] = False
     parts = keep.split([score.numel() for score in scores.values()])
     return Masks({name: part.view(scores[name].shape).clone() for name, part in zip(scores, parts, strict=True)})
+
+
+def without_scores(scores: Mapping[str, Tensor]) -> list[str]:
+    """The layers all of whose scores are 0 (or -inf, where they are pruned): nothing tells their weights apart."""
+    return [name for name, score in scores.items() if not (score.isfinite() & (score != 0)).any()]
+
+
+def blind_layers(names: Sequence[str]) -> str:
+    """Says which layers have no scores but 0, why that may be, and what to do."""
+    return (
+        f"all scores are 0 in {', '.join(names)}: nothing tells their weights apart. Often a factor after them starts "
+        "at 0, so that no gradient reaches them, as the last BatchNorm of each block of timm's ResNets does: build the "
+        "network without it (timm.create_model has zero_init_last=False), or choose the criterion magnitude"
+    )
+
+
+def check_pruned(masks: Masks, scores: Mapping[str, Tensor], sparsity: float, *, allow_empty: bool = False) -> Masks:
+    """`masks`, after `Masks.check`; a layer that is empty because all its scores are 0 is named with this cause."""
+    blind = set(without_scores(scores)) & set(masks.empty_layers())
+    if blind and not allow_empty:
+        raise ValueError(blind_layers(sorted(blind)))
+    return masks.check(sparsity, allow_empty=allow_empty)
+
+
+def share_of_ties(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> float:
+    """Share of all weights that have the lowest score kept, where some of them are kept and others are not.
+
+    Their order decides between them, not their scores. For masks of `global_topk`.
+    """
+    flat, kept = (torch.cat([values[name].flatten().cpu() for name in scores]) for values in (scores, masks))
+    tied = flat == flat[kept].min() if kept.any() else torch.zeros_like(kept)
+    return float(tied.sum() / len(tied)) if (tied & ~kept).any() else 0.0
 
 
 def rounded_share(num_alive: int, share: float = 0.2) -> int:
@@ -130,6 +164,7 @@ def iterate(
     objective: Objective,
     schedule: Schedule = "exponential",
     allocate: Allocate = global_topk,
+    allow_empty: bool = True,
 ) -> Masks:
     """Prune in rounds: `rounds` times, score the pruned network and prune some more of it.
 
@@ -140,18 +175,24 @@ def iterate(
     A pruned weight stays pruned unless the criterion declares otherwise (FORCE). Rounds before the last keep
     ceil(N * density) weights, or what the criterion declares; the last one keeps exactly what `allocate` gives for
     `sparsity`. The model is not changed.
+    ValueError, unless allow_empty, if a layer ends empty that had no scores but 0 in the first round.
     """
     takes_masks, pruned_return = "masks" in inspect.signature(criterion).parameters, rounds_of(criterion).pruned_return
     masks: Masks | None = None
+    blind: list[str] = []
     for share in _sparsities(sparsity, rounds, schedule, criterion, model):
         if takes_masks:
             scores: Mapping[str, Tensor] = criterion(model, batches, objective, masks=masks)
         else:
             scores = criterion(_pruned(model, masks), batches, objective)
-        if masks is not None and not pruned_return:
+        if masks is None:
+            blind = without_scores(scores)
+        elif not pruned_return:
             scores = {name: s.masked_fill(~masks[name], -math.inf) for name, s in scores.items()}
         masks = allocate(scores, share)
     assert masks is not None
+    if not allow_empty and (empty := set(blind) & set(masks.empty_layers())):
+        raise ValueError(blind_layers(sorted(empty)))
     return masks
 
 

@@ -4,38 +4,36 @@ It removes the channels that gates have closed or masks have made dead: they do 
 its output does not depend on them. Constants that they hold (from biases) are folded into the layers that read them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compression import gates, slicing
 from compression.channels import TOLERANCE, difference, example_images
 from compression.dependencies import Group, Member, trace
-from compression.masks import PRUNABLE_LAYERS
+from compression.liveness import Liveness, liveness, pads_with_zeros
 from compression.models.resnet_cifar import ChannelShortcut
 from compression.modules import is_channels_last
 from compression.operators import check
 
 
-def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32)) -> nn.Module:
+def compact(model: nn.Module, input_shape: Sequence[int] | Tensor | None = None) -> nn.Module:
     """`model` without its closed and dead channels, as a new network of plain layers. `model` is not changed.
 
-    input_shape: (C, H, W), or example images (N, C, H, W).
+    input_shape: (C, H, W), or example images (N, C, H, W); None: that with which the gates were attached.
     Precision, device, memory format and train or eval mode are the model's. A group with only dead channels keeps one
-    of them. The outputs are compared in eval mode and float64 before the network is returned.
+    of them. What is removed does not depend on the size of the images: the outputs are the same for each size that the
+    network accepts. They are compared in eval mode and float64, on this size and on another, before it is returned.
     Errors: ValueError that names an unsupported operator or module, or a half-open gate, or that gives the difference
     if the outputs differ.
     """
+    if input_shape is None:
+        if (attached := gates.of(model)) is None:
+            raise ValueError(f"give the input_shape (C, H, W) of {type(model).__name__}: it has no gates to tell it")
+        input_shape = attached.input_shape
     original = copy.deepcopy(model).double().eval()
     original.zero_grad()
     small = copy.deepcopy(original)
@@ -48,14 +46,7 @@ def compact(model: nn.Module, input_shape: Sequence[int] | Tensor = (3, 32, 32))
     for group in groups:
         _fold(group, small, found, kept[group.name])
     slicing.slice_channels(small, groups, kept)
-    images = example_images(small, input_shape, num=4, seed=1)
-    with torch.no_grad():
-        differ = difference(original(images), small(images))
-    if not differ <= TOLERANCE:
-        raise ValueError(
-            f"{type(model).__name__} without its dead channels gives different outputs: they differ by {differ:.3g} "
-            f"of the largest output, more than {TOLERANCE:g}"
-        )
+    _compare(original, small, input_shape)
     _restore(small, model)
     if arch := vars(model).get("arch"):
         before = slicing.shapes(model)
@@ -93,7 +84,7 @@ def _fold(group: Group, model: nn.Module, found: Liveness, kept: Tensor) -> None
     merged = {}
     for member in group.consumers:
         values = constants.get(member.layer)
-        if values is not None and values.any() and not _folds_into_bias(model.get_submodule(member.layer)):
+        if values is not None and values.any() and pads_with_zeros(model.get_submodule(member.layer)):
             merged[member.layer] = int(values.abs().argmax())
             kept |= (torch.tensor(member.indices) == merged[member.layer]).any(dim=1)
     if not kept.any():
@@ -125,13 +116,27 @@ def _constants(member: Member, found: Liveness, of: Tensor) -> Tensor:
     return values.cpu()
 
 
-def _folds_into_bias(layer: nn.Module) -> bool:
-    """Whether a constant input adds the same value at every output position."""
-    if isinstance(layer, nn.Linear):
-        return True
-    # A subclass may do its own padding.
-    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return plain and (layer.padding_mode != "zeros" or not any(layer.padding))  # type: ignore[arg-type]
+def _compare(original: nn.Module, small: nn.Module, input_shape: Sequence[int] | Tensor) -> None:
+    """ValueError if the outputs differ on new images of this size or of another; both in float64 and eval mode."""
+    images = example_images(small, input_shape, num=4, seed=1)
+    height, width = (side // 2 + 1 if side > SMALL else side * 3 // 2 + 1 for side in images.shape[2:])
+    others = example_images(small, (images.shape[1], height, width), num=1, seed=2)
+    with torch.no_grad():
+        pairs = [(images, original(images))]
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):  # the network has a fixed size
+            pairs.append((others, original(others)))
+        for given, expected in pairs:
+            found = difference(expected, small(given))
+            if not found <= TOLERANCE:
+                raise ValueError(
+                    f"{type(original).__name__} without its dead channels gives different outputs for images of "
+                    f"{tuple(given.shape[2:])} pixels: they differ by {found:.3g} of the largest output, more than "
+                    f"{TOLERANCE:g}"
+                )
+
+
+SMALL = 96
+"""Height or width in pixels up to which the other size, on which outputs are compared, is larger."""
 
 
 def _restore(small: nn.Module, model: nn.Module) -> None:
@@ -148,106 +153,3 @@ def _restore(small: nn.Module, model: nn.Module) -> None:
                 tensor.data = tensor.data.to(like.dtype)
     if is_channels_last(model):
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class Liveness:
-    """Which inputs of each layer depend on the network's input, and on which its output depends: name -> (inputs,).
-
-    varies: the layer's input depends on the network's input. read: the network's output depends on it.
-    constant: the value of an input that does not vary; nan if it depends on the position in space.
-    """
-
-    varies: Mapping[str, Tensor]
-    read: Mapping[str, Tensor]
-    constant: Mapping[str, Tensor]
-
-
-def liveness(model: nn.Module, layers: Sequence[str], images: Tensor) -> Liveness:
-    """The liveness of the named layers' inputs. model and images (N, C, H, W) in float64, the model in eval mode.
-
-    It depends only on which weights are zero. In a copy in which all others are positive no paths cancel and no ReLU is
-    closed, so that a tangent of the input, or a gradient of the output, reaches exactly the channels with a non-zero
-    path.
-    """
-    probe = _positive(model)
-    positive = SCALE * (1 + images.abs())
-    varies: dict[str, Tensor] = {}
-    with forward_ad.dual_level(), torch.no_grad():
-
-        def record_tangent(name: str, inputs: Tensor) -> None:
-            tangent = forward_ad.unpack_dual(inputs).tangent
-            found = torch.zeros_like(inputs, dtype=torch.bool) if tangent is None else tangent != 0
-            varies[name] = found.movedim(1, 0).flatten(1).any(dim=1)
-
-        with _hooked(probe, layers, record_tangent):
-            probe(forward_ad.make_dual(positive, 1 + images.abs()))
-    leaves: dict[str, Tensor] = {}
-
-    def add_leaf(name: str, inputs: Tensor) -> Tensor:
-        leaves[name] = torch.zeros_like(inputs, requires_grad=True)
-        return inputs + leaves[name]
-
-    with torch.enable_grad(), _hooked(probe, layers, add_leaf):
-        output = probe(positive).sum()
-    gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    if output.requires_grad:
-        gradients = torch.autograd.grad(output, list(leaves.values()), materialize_grads=True)
-    found = zip(leaves, gradients, strict=True)
-    read = {name: (gradient != 0).movedim(1, 0).flatten(1).any(dim=1) for name, gradient in found}
-    return Liveness(varies, read, _values(model, layers, images))
-
-
-SCALE, SHIFT, GAIN = 1e-2, 1e-3, 0.25
-"""Of the positive copy: scale of the inputs, value of biases, sum of the weights of one output. Small, so that residual
-streams grow slowly and stay far below 6, where ReLU6 saturates."""
-
-
-def _positive(model: nn.Module) -> nn.Module:
-    """A copy with weights that are zero where the model's are, and otherwise small and positive."""
-    probe = copy.deepcopy(model).requires_grad_(False)
-    for layer in probe.modules():
-        if isinstance(layer, PRUNABLE_LAYERS):
-            used = (layer.weight != 0).double().flatten(1)
-            layer.weight.copy_((GAIN * used / used.sum(dim=1, keepdim=True).clamp(min=1)).view_as(layer.weight))
-            if layer.bias is not None:
-                layer.bias.copy_((layer.bias != 0) * SHIFT)
-        elif isinstance(layer, _BatchNorm):
-            if layer.running_mean is not None and layer.running_var is not None:
-                layer.running_mean.copy_((layer.running_mean != 0) * -SHIFT)
-                layer.running_var.fill_(1)
-            if layer.affine:
-                layer.weight.copy_(layer.weight != 0)
-                layer.bias.copy_((layer.bias != 0) * SHIFT)
-        else:
-            for parameter in layer.parameters(recurse=False):
-                parameter.abs_()
-    return probe
-
-
-def _values(model: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """The value of each input of the named layers; nan if it differs between images or positions."""
-    found: dict[str, Tensor] = {}
-
-    def measure(name: str, inputs: Tensor) -> None:
-        values = inputs.movedim(1, 0).flatten(1)
-        low, high = values.amin(dim=1), values.amax(dim=1)
-        same = high - low <= ROUNDING * high.abs().clamp(min=1)
-        found[name] = torch.where(same, (low + high) / 2, torch.nan)
-
-    with torch.no_grad(), _hooked(model, layers, measure):
-        model(images)
-    return found
-
-
-ROUNDING = 1e-13
-"""Relative difference up to which two float64 values count as equal."""
-
-
-def _hooked(model: nn.Module, layers: Sequence[str], hook: Callable[[str, Tensor], Any]) -> contextlib.ExitStack:
-    """Until the stack is closed, call `hook(layer name, input)` before each layer; a result replaces the input."""
-    handles = contextlib.ExitStack()
-    for name in layers:
-        before = functools.partial(lambda name, _, inputs: hook(name, inputs[0]), name)
-        handles.enter_context(model.get_submodule(name).register_forward_pre_hook(before))
-    return handles

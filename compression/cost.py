@@ -3,7 +3,6 @@
 A multiply-accumulate (MAC) is one multiplication and one addition: two floating-point operations (FLOPs).
 """
 
-import contextlib
 import copy
 import functools
 import math
@@ -17,16 +16,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from compression import slicing
 from compression.batch import Batch
-from compression.dependencies import Group, is_grouped
+from compression.dependencies import Group, is_grouped, is_norm
 from compression.masks import PRUNABLE_LAYERS
 from compression.modules import in_mode, is_channels_last
 from compression.objectives.base import Objective
+from compression.weight_use import weight_use
 
 T = TypeVar("T")
 
@@ -36,7 +35,8 @@ class Cost:
     """The size of a network and the cost of a forward pass of one image.
 
     params: all parameters. nonzero_params: those that are not exactly zero.
-    macs: multiply-accumulates of convolutions and linear layers (no bias, BatchNorm, activation or pooling).
+    macs: multiply-accumulates with weights, in convolutions and matrix products of any module (no bias, BatchNorm,
+    activation or pooling; no products of activations with each other, as in attention).
     effective_macs: those with a non-zero weight, as in a perfect sparse kernel. Dense kernels execute all `macs`.
     """
 
@@ -48,31 +48,14 @@ class Cost:
 
 def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
     """The cost of `model` for one image of shape (C, H, W), counted in a real forward pass in eval mode."""
-    parameters, layers = list(model.parameters()), dict(model.named_modules())
-    uses = weight_uses(model, torch.zeros(1, *input_shape, dtype=parameters[0].dtype, device=parameters[0].device))
-    weights = {name: layers[name].get_parameter("weight").detach() for name in uses}
+    parameters = list(model.parameters())
+    uses = weight_use(model, torch.zeros(1, *input_shape, dtype=parameters[0].dtype, device=parameters[0].device))
     return Cost(
         params=sum(p.numel() for p in parameters),
         nonzero_params=sum(int(p.detach().count_nonzero()) for p in parameters),
-        macs=sum(weight.numel() * uses[name] for name, weight in weights.items()),
-        effective_macs=sum(int(weight.count_nonzero()) * uses[name] for name, weight in weights.items()),
+        macs=sum(use.macs for use in uses),
+        effective_macs=sum(use.effective for use in uses),
     )
-
-
-def weight_uses(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Convolution or linear layer -> how often each of its weights is used for `image` (1, C, H, W) in eval mode."""
-    uses: dict[str, int] = {}
-
-    def add(name: str, layer: Any, _: Any, output: Tensor) -> None:
-        # Each weight is used once per output position: (C, positions...) for convolutions, (K,) for linear layers.
-        uses[name] = uses.get(name, 0) + output[0].numel() // layer.weight.shape[0]
-
-    with contextlib.ExitStack() as hooks, in_mode(model, training=False), torch.no_grad():
-        for name, layer in model.named_modules():
-            if isinstance(layer, PRUNABLE_LAYERS):
-                hooks.enter_context(layer.register_forward_hook(functools.partial(add, name)))
-        model(image)
-    return uses
 
 
 def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +78,7 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
     one = torch.zeros(len(groups) + 1, dtype=torch.float64)
     one[0] = 1
     macs, parameters = torch.zeros(2, len(one), len(one), dtype=torch.float64)
-    uses = weight_uses(model, images[:1])
+    uses = {use.parameter: use.macs for use in weight_use(model, images[:1])}
     for name, layer in layers.items():
         own = sum(p.numel() for p in layer.parameters(recurse=False))
         outputs = sides.get((name, "out"))
@@ -106,11 +89,11 @@ def quadratic_costs(model: nn.Module, groups: Sequence[Group], images: Tensor) -
                 inputs = layer.weight.shape[1] * one
             weights = torch.outer(outputs, inputs) * layer.weight[0, 0].numel()
             parameters += weights
-            macs += weights * uses.get(name, 0)
+            macs += weights * (uses.get(f"{name}.weight" if name else "weight", 0) / layer.weight.numel())
             if layer.bias is not None:
                 parameters += torch.outer(outputs, one)
-        elif isinstance(layer, _BatchNorm) and outputs is not None:
-            parameters += torch.outer(outputs, one) * (own // layer.num_features)
+        elif is_norm(layer) and outputs is not None:
+            parameters += torch.outer(outputs, one) * (own // slicing.width(layer, "out"))
         else:
             parameters[0, 0] += own
     return macs, parameters

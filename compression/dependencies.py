@@ -1,6 +1,6 @@
 """Dependencies: which channels of a network must be removed together, from torch-pruning's dependency graph.
 
-Some layers make a channel (outputs), others carry it (BatchNorm, grouped convolutions) or read it (inputs). Channels
+Some layers make a channel (outputs), others carry it (norms, grouped convolutions) or read it (inputs). Channels
 that are added or multiplied, as in a residual stream, count as one (Fang et al., CVPR 2023, arXiv 2301.12900).
 """
 
@@ -28,10 +28,10 @@ Layers = Mapping[str, nn.Module]
 class Member:
     """The channels of a group on one side of a layer.
 
-    layer: the module's name. side: its inputs or its outputs (for BatchNorm always "out").
-    indices: for each channel of the group, its positions on that side; several after flattening or in a grouped
-    convolution.
-    carried: the layer maps each channel to itself (BatchNorm, grouped convolutions).
+    layer: the module's name. side: its inputs or its outputs (for norms always "out").
+    indices: for each channel of the group, its positions on that side; several after flattening, in a grouped
+    convolution or in a group of GroupNorm.
+    carried: the layer maps each channel to itself (norms, grouped convolutions).
     """
 
     layer: str
@@ -77,6 +77,10 @@ def trace(model: nn.Module, images: Tensor) -> list[Group]:
     for name, module in layers.items():
         if is_grouped(module):
             _join_blocks(links, name, module)
+        elif isinstance(module, nn.GroupNorm):  # the channels of a group are normalised together
+            size = module.num_channels // module.num_groups
+            first = torch.arange(0, module.num_channels, size).repeat_interleave(size)
+            links.join((name, "out"), first, (name, "out"), range(module.num_channels))
     groups = _gather(links, layers)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no channel that can be removed: only its inputs and logits")
@@ -86,6 +90,11 @@ def trace(model: nn.Module, images: Tensor) -> list[Group]:
 def is_grouped(module: nn.Module) -> bool:
     """Whether the module is a grouped (or depthwise) convolution."""
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a BatchNorm or GroupNorm, which maps channels to themselves."""
+    return isinstance(module, (_BatchNorm, nn.GroupNorm))
 
 
 OUTPUT: At = ("", "out")
@@ -122,7 +131,7 @@ def _join_coupled(links: _Links, model: nn.Module, layers: Layers, images: Tenso
         )
     names = {module: name for name, module in layers.items()}
     for name, module in layers.items():
-        if module not in graph.module2node or isinstance(module, _BatchNorm):
+        if module not in graph.module2node or is_norm(module):
             continue
         pruner: Any = graph.get_pruner_of_module(module)
         channels = range(pruner.get_out_channels(module))
@@ -159,7 +168,7 @@ def _gather(links: _Links, layers: Layers) -> list[Group]:
         members: tuple[Member, ...] = ()
         for layer, side, _ in family:
             indices = tuple(tuple(channel[layer, side]) for channel in channels)
-            carried = is_grouped(layers[layer]) or isinstance(layers[layer], _BatchNorm)
+            carried = is_grouped(layers[layer]) or is_norm(layers[layer])
             members = (*members, Member(layer, side, indices, carried))
         name = next((m.layer for m in members if m.side == "out" and not m.carried), "")
         while name in groups:  # a layer's outputs may belong to several groups

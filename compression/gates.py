@@ -95,9 +95,16 @@ class Gates(nn.Module):
     macs: Tensor
     parameter_counts: Tensor
 
-    def __init__(self, gates: dict[str, Gate], groups: Sequence[Group], quadratic: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        gates: dict[str, Gate],
+        groups: Sequence[Group],
+        input_shape: Sequence[int],
+        quadratic: tuple[Tensor, Tensor],
+    ) -> None:
         super().__init__()
         self.groups = tuple(groups)
+        self.input_shape = tuple(input_shape)
         self.gates = nn.ModuleDict({name.replace(".", "/"): gate for name, gate in gates.items()})
         # Each cost is s'Qs, where s = (1, open channels of the first group, of the second...).
         self.register_buffer("macs", quadratic[0], persistent=False)
@@ -169,7 +176,8 @@ def attach(
     taken = [name for name, layer in model.named_modules() if parametrize.is_parametrized(layer)]
     if taken:
         raise ValueError(f"{', '.join(taken)} of {type(model).__name__} has a parametrization already: remove it first")
-    quadratic = quadratic_costs(model, groups, example_images(model, input_shape))
+    images = example_images(model, input_shape)
+    quadratic = quadratic_costs(model, groups, images)
     example = next(model.parameters())
     draw = torch.Generator().manual_seed(seed)
     layers = dict(model.named_modules())
@@ -186,7 +194,7 @@ def attach(
                 layer.register_forward_pre_hook(_gate_inputs)
             else:
                 parametrize.register_parametrization(layer, "weight", factor)
-    handle = Gates(gates, groups, (quadratic[0].to(example.device), quadratic[1].to(example.device)))
+    handle = Gates(gates, groups, images.shape[1:], (quadratic[0].to(example.device), quadratic[1].to(example.device)))
     model.add_module(NAME, handle)
     return handle
 

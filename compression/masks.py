@@ -3,22 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from compression.weight_use import weight_use
+
 PRUNABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Linear weights that nn.MultiheadAttention holds itself."""
+
+
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of convolution and linear layers, in parameter order. Criteria score them and masks cover them."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, PRUNABLE_LAYERS)]
-    names = {f"{layer}.weight" if layer else "weight" for layer in layers}
+    """The weights of convolution and linear layers, in parameter order. Criteria score them and masks cover them.
+
+    Those that project the inputs of nn.MultiheadAttention are among them.
+    """
+    names: set[str] = set()
+    for layer, module in model.named_modules():
+        own = PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",)
+        if isinstance(module, (*PRUNABLE_LAYERS, nn.MultiheadAttention)):
+            names |= {f"{layer}.{name}" if layer else name for name in own}
     found = {name: p for name, p in model.named_parameters() if name in names}
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer: there is nothing to prune")
     return found
+
+
+def check_maskable(model: nn.Module, images: Tensor) -> None:
+    """ValueError that names the weights of `model` that masks would not cover, or that would not act as masked.
+
+    images: (N, C, H, W), for one forward pass in eval mode.
+    """
+    covered, parameters = prunable(model), dict(model.named_parameters())
+    uses = [use for use in weight_use(model, images) if use.parameter in parameters]
+    network = type(model).__name__
+    if recomputed := sorted({use.parameter for use in uses if not use.exact} & set(covered)):
+        raise ValueError(
+            f"{network} computes what it multiplies with from {_some(recomputed)} (weight standardisation or another "
+            "parametrization): pruned weights would act again. Choose a network with plain layers, or a method without "
+            "masks"
+        )
+    others = sorted({use.parameter for use in uses} - set(covered))
+    share = sum(parameters[name].numel() for name in others) / sum(weight.numel() for weight in covered.values())
+    if share > MOST_UNCOVERED:
+        raise ValueError(
+            f"{network} multiplies with {_some(others)}, outside convolution and linear layers, where masks do not "
+            f"reach: {share:.1%} as many weights as inside. Choose another network, or a method without masks"
+        )
+
+
+MOST_UNCOVERED = 0.01
+"""Weights outside convolution and linear layers (relative positions, for example), as a share of those inside."""
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class Masks(Mapping[str, Tensor]):

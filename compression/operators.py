@@ -16,7 +16,7 @@ from compression.masks import PRUNABLE_LAYERS
 from compression.models.resnet_cifar import ChannelShortcut
 from compression.modules import in_mode
 
-LAYERS = (*PRUNABLE_LAYERS, _BatchNorm, ChannelShortcut)
+LAYERS = (*PRUNABLE_LAYERS, _BatchNorm, nn.GroupNorm, ChannelShortcut)
 """Modules that make, carry or read channels, and that can be made smaller."""
 
 ARITHMETIC = {"abs", "add", "div", "exp", "maximum", "minimum", "mul", "neg", "pow", "rsub", "sqrt", "sub"}
@@ -32,7 +32,8 @@ APART = ARITHMETIC | COPIES | LIMITS | ACTIVATIONS | AVERAGES | MAXIMA | UPSAMPL
 
 REDUCTIONS = {"amax", "max", "mean", "sum"}
 SHAPES = {"_unsafe_view", "constant_pad_nd", "reshape", "select", "slice", "squeeze", "unsqueeze", "view"}
-PRODUCTS = {"_native_batch_norm_legit_no_training", "addmm", "convolution", "mm", "native_batch_norm", "t", "transpose"}
+NORMS = {"_native_batch_norm_legit_no_training", "native_batch_norm", "native_group_norm"}
+PRODUCTS = NORMS | {"addmm", "convolution", "mm", "t", "transpose"}
 """Operators that mix channels: supported inside layers only."""
 VALUES = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero"}
 
@@ -40,8 +41,9 @@ VALUES = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select",
 def check(model: nn.Module, images: Tensor) -> None:
     """ValueError that names the operator or module through which single channels of `model` cannot be followed.
 
-    Supported are convolutions, linear and BatchNorm layers, element-wise operators, pooling, concatenation of channels,
-    flattening, and option A's shortcut; not weights that are used twice, nor networks without a layer to prune.
+    Supported are convolutions, linear layers, BatchNorm, GroupNorm, element-wise operators, pooling, concatenation of
+    channels, flattening, and option A's shortcut; not weights that are used twice, nor networks without a layer to
+    prune.
     images: (N, C, H, W), for one forward pass in eval mode.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE_LAYERS)}
@@ -119,7 +121,7 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-OWN_FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, ChannelShortcut)
+OWN_FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, nn.GroupNorm, ChannelShortcut)
 
 
 def _follows(operator: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, in_layer: bool) -> bool:
@@ -136,6 +138,8 @@ def _follows(operator: str, args: Sequence[Any], kwargs: dict[str, Any], result:
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else list(dims or [])
         return bool(dims) and all(dim % before.dim() >= 2 for dim in dims)
+    if plain == "as_strided":  # pooling to one pixel in channels_last writes the strides of its result anew
+        return list(args[1][2:]) == [1] * (len(args[1]) - 2) and list(args[2][:2]) == [args[1][1], 1]
     if plain not in SHAPES or before.dim() < 2 or not isinstance(result, Tensor):
         return False
     flat = result.dim() == 2 and tuple(result.shape) == (len(before), math.prod(before.shape[1:]))

@@ -27,6 +27,8 @@ def shape_of(layer: nn.Module) -> dict[str, Any]:
         return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": bias}
     if isinstance(layer, _BatchNorm):
         return {"num_features": layer.num_features}
+    if isinstance(layer, nn.GroupNorm):
+        return {"num_channels": layer.num_channels, "num_groups": layer.num_groups}
     assert isinstance(layer, ChannelShortcut)
     return {"out_channels": layer.out_channels, "source": layer.source.tolist(), "target": layer.target.tolist()}
 
@@ -50,6 +52,9 @@ def resize(layer: nn.Module, shape: Mapping[str, Any]) -> None:
     elif isinstance(layer, _BatchNorm):
         for name in ("weight", "bias", "running_mean", "running_var"):
             _reallocate(layer, name, (shape["num_features"],))
+    elif isinstance(layer, nn.GroupNorm):
+        for name in ("weight", "bias"):
+            _reallocate(layer, name, (shape["num_channels"],))
 
 
 def _reallocate(layer: nn.Module, name: str, shape: Sequence[int]) -> None:
@@ -101,7 +106,11 @@ def size(layer: nn.Module, member: Member) -> int:
 def width(layer: nn.Module, side: str) -> int:
     """Channels or features on a side ("in", "out") of a layer; not for the inputs of a shortcut."""
     shape = shape_of(layer)
-    [found] = [shape[name] for name in (f"{side}_channels", f"{side}_features", "num_features") if name in shape]
+    [found] = [
+        shape[name]
+        for name in (f"{side}_channels", f"{side}_features", "num_features", "num_channels")
+        if name in shape
+    ]
     return found
 
 
@@ -115,6 +124,12 @@ def _slice(layer: nn.Module, stays_in: Tensor | None, stays_out: Tensor | None) 
     if isinstance(layer, _BatchNorm):
         assert rows is not None
         shape["num_features"] = len(rows)
+    elif isinstance(layer, nn.GroupNorm):
+        assert rows is not None
+        assert stays_out is not None
+        shape["num_channels"] = len(rows)
+        # Groups are removed as a whole.
+        shape["num_groups"] = int(stays_out.view(shape["num_groups"], -1).any(dim=1).sum())
     else:
         kind = "features" if isinstance(layer, nn.Linear) else "channels"
         if rows is not None:

@@ -292,3 +292,42 @@ def test_what_came_later_leaves_the_identity_of_older_runs_alone():
 def test_early_pruning_that_cannot_be_is_refused(wrong: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         EarlyPruning(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+# ---- layers without scores, and ties
+
+
+@pytest.mark.parametrize("allocate", [allocation.per_layer, allocation.erk])
+def test_a_layer_without_scores_is_not_pruned_by_the_order_of_its_weights(allocate: allocation.Allocate):
+    scores = {"first": torch.tensor([1.0, 2.0]), "second": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match=r"all scores are 0 in second: .* starts at 0"):
+        allocate(scores, 0.5)
+
+
+def test_a_layer_that_is_empty_for_lack_of_scores_does_not_blame_the_sparsity():
+    scores = {"first": torch.tensor([1.0, 2.0, 3.0]), "second": torch.zeros(3)}
+    masks = allocation.global_topk(scores, 0.5)
+    with pytest.raises(ValueError, match=r"all scores are 0 in second"):
+        allocation.check_pruned(masks, scores, 0.5)
+    assert allocation.check_pruned(masks, scores, 0.5, allow_empty=True) is masks
+    scores["second"] = torch.tensor([0.1, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"at sparsity 0\.5 nothing is left of second"):
+        allocation.check_pruned(masks, scores, 0.5)
+
+
+@pytest.mark.parametrize(("criterion", "rounds"), [("snip", 1), ("synflow", 3)])
+def test_rounds_say_which_layer_had_no_scores(criterion: str, rounds: int):
+    torch.manual_seed(0)
+    model = models.build("timm/resnet10t", 10)
+    batch = Batch(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4))
+    given = (getattr(criteria, criterion), 0.9, rounds, model, [batch], objectives.CrossEntropy())
+    with pytest.raises(ValueError, match=r"all scores are 0 in .*layer1\.0\.conv1"):
+        allocation.iterate(*given, allow_empty=False)
+    assert allocation.iterate(*given).empty_layers()
+
+
+def test_the_share_decided_by_ties():
+    scores = {"first": torch.tensor([3.0, 1.0, 1.0, 0.0]), "second": torch.tensor([1.0, 2.0])}
+    assert allocation.share_of_ties(allocation.global_topk(scores, 0.5), scores) == pytest.approx(3 / 6)
+    assert allocation.share_of_ties(allocation.global_topk(scores, 0.7), scores) == 0
+    assert allocation.share_of_ties(allocation.global_topk(scores, 0), scores) == 0

@@ -32,6 +32,7 @@ NETWORKS = {
     "timm/regnetx_002": 32,  # convolutions in groups
     "timm/mobilenetv3_small_050": 32,  # squeeze and excitation
     "timm/resnet14t": 32,  # average pools on shortcuts
+    "timm/resnet50_gn": 32,  # GroupNorm
 }
 """Architecture -> image size."""
 
@@ -151,7 +152,7 @@ def test_a_layer_of_which_nothing_is_left_keeps_one_channel():
     dead = settle(sequence(), SMALL)
     dead.get_parameter("0.weight").zero_()
     small = compact(dead, SMALL)
-    assert [width(small, name) for name in "013"] == [1, 1, 1]
+    assert [width(small, name) for name in "013"] == [1, 1, 5], "a constant behind zero padding depends on the position"
     torch.testing.assert_close(small(images(SMALL)), dead(images(SMALL)), rtol=1e-12, atol=1e-12)
 
 
@@ -232,8 +233,70 @@ def test_the_outputs_are_compared_before_a_network_is_returned(monkeypatch: pyte
         """Forgets the constants."""
 
     monkeypatch.setattr(compaction.slicing, "add_bias", wrong)
-    with pytest.raises(ValueError, match=r"gives different outputs: they differ by 0\.\d+ of the largest"):
+    with pytest.raises(ValueError, match=r"gives different outputs for images of .* pixels: they differ by 0"):
         compact(model, SMALL)
+
+
+SIZES = {"resnet18_small": 32, "mobilenet_v2": 32, "vgg16": 64, "resnet18": 64, "timm/mobilenetv3_small_050": 32}
+"""Architecture -> the size at which it is compacted: the last maps are smaller than a kernel, or have no inside."""
+
+
+@pytest.mark.parametrize("kept", [0.003, 0.03])
+@pytest.mark.parametrize("name", SIZES)
+def test_a_compacted_network_equals_the_pruned_one_at_every_size(name: str, kept: float):
+    torch.manual_seed(0)
+    shape = (3, SIZES[name], SIZES[name])
+    model = settle(models.build(name, 10), shape)
+    random_weights(model, 1 - kept).attach(model).close()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    small = compact(model, shape)
+    for size in (SIZES[name], 96, 127):
+        x = images((3, size, size))
+        with torch.no_grad():
+            assert difference(model(x), small(x)) <= TOLERANCE, size
+
+
+def test_a_kernel_counts_whole_although_a_small_map_reads_only_its_centre():
+    """On the 1 x 1 map of a 3 x 3 image no corner of the second kernel meets a pixel; on a larger one it does."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    with torch.no_grad():
+        model.get_parameter("1.weight")[:, 1] = 0
+        model.get_parameter("1.weight")[0, 1, 0, 0] = 1
+    small = compact(model, (3, 3, 3))
+    assert small.get_submodule("0").out_channels == 4
+    x = images((3, 9, 9))
+    with torch.no_grad():
+        assert difference(model(x), small(x)) <= TOLERANCE
+
+
+def grouped(groups: int) -> nn.Sequential:
+    """Two convolutions with GroupNorm, for images of any size."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.GroupNorm(groups, 8), nn.ReLU()
+    second = nn.Conv2d(8, 12, 3, padding=1), nn.GroupNorm(groups, 12), nn.ReLU()
+    return settle(nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)), SMALL)
+
+
+@pytest.mark.parametrize(("groups", "left"), [(1, (1, 8)), (2, (2, 8)), (4, (3, 6))])
+def test_groups_of_a_group_norm_are_removed_whole(groups: int, left: tuple[int, int]):
+    """Its statistics are of a whole group: without one of its channels the others would change."""
+    model = grouped(groups)
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:3] = 0  # with 4 groups of 2: the first group, and half of the second
+        model.get_parameter("1.bias")[:2] = -1
+    small = compact(model, SMALL)
+    assert (small.get_submodule("1").num_groups, width(small, "1")) == left
+    for size in (SMALL[1], 40):
+        x = images((3, size, size))
+        with torch.no_grad():
+            assert difference(model(x), small(x)) <= TOLERANCE
+
+
+def test_without_gates_the_input_shape_must_be_given():
+    with pytest.raises(ValueError, match=r"give the input_shape \(C, H, W\) of Sequential"):
+        compact(sequence())
 
 
 def test_what_cannot_be_compacted_is_named():

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from compression import Batch, criteria, models, objectives
-from compression.criteria import CRITERIA, memory
+from compression.criteria import CRITERIA, chunks, memory
 from compression.criteria.chunks import split
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import Masks, prunable
@@ -197,6 +198,69 @@ def awkward_network() -> nn.Sequential:
         network.get_parameter("1.weight")[2] = 0
         network.get_buffer("7.running_mean").normal_()
     return network
+
+
+@pytest.mark.parametrize("missing", [["bias"], ["weight"], ["weight", "bias"]])
+def test_a_batch_norm_without_one_of_its_parameters(missing: list[str]):
+    """Against its formula: PyTorch's own second derivative of it is an error."""
+    layer, images = nn.BatchNorm2d(3).double(), some_batch(4).images.requires_grad_()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    for name in missing:
+        layer.register_parameter(name, None)
+    inputs = [images, *layer.parameters()]
+
+    def formula(x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        y = centred * (centred.square().mean(dim=(0, 2, 3), keepdim=True) + layer.eps).rsqrt()
+        y = y if layer.weight is None else y * layer.weight.view(1, -1, 1, 1)
+        return y if layer.bias is None else y + layer.bias.view(1, -1, 1, 1)
+
+    def derivatives(network: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        first = torch.autograd.grad(network(images).pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros(())), inputs)
+        return [*first, *second]
+
+    with CheapSecondOrder():
+        found = derivatives(layer)
+    for one, other in zip(found, derivatives(formula), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+class Tokens(nn.Module):
+    """A transformer's block over 4 x 4 pixels: attention as a module, then as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.block(self.embed(images).flatten(2).transpose(1, 2))[:, None]
+        return self.head(F.scaled_dot_product_attention(x, x, x).mean(dim=(1, 2)))
+
+
+def test_a_meta_gradient_through_attention_is_the_derivative():
+    """Against the difference of the loss after the inner steps, in float64."""
+    torch.manual_seed(0)
+    model, batch, objective = Tokens().double(), some_batch(8), objectives.CrossEntropy()
+    name, place, step = "block.self_attn.in_proj_weight", (3, 2), 1e-5
+
+    def after_one_step(factor: float) -> float:
+        theta = {key: p.detach().clone() for key, p in model.named_parameters()}
+        theta[name][place] *= factor
+        theta = {key: p.requires_grad_() for key, p in theta.items()}
+        loss = chunks.total_loss(model.train(), theta, {}, objective, batch)
+        gradients = torch.autograd.grad(loss, list(theta.values()))
+        theta = {key: p - 0.1 * g for (key, p), g in zip(theta.items(), gradients, strict=True)}
+        return float(chunks.total_loss(model, theta, {}, objective, batch).detach())
+
+    slope = (after_one_step(1 + step) - after_one_step(1 - step)) / (2 * step)
+    found = criteria.prospr(model, [batch], objective, steps=1)[name][place]
+    assert float(found) == pytest.approx(abs(slope), rel=1e-5)
+    assert all(score.isfinite().all() for score in criteria.grasp(model, [batch], objectives.CSKD()).values())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

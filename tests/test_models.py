@@ -250,3 +250,12 @@ def test_a_name_imports_only_its_own_hub():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("timm/resnet10t", "checkpoint_path"), ("timm/resnet10t", "pretrained_cfg"), ("torchvision/resnet18", "weights")],
+)
+def test_an_artefact_cannot_make_a_hub_open_files(name: str, argument: str):
+    with pytest.raises(ValueError, match=f"{argument} is no argument that .* use .*drop"):
+        models.build(name, 10, **{argument: "/etc/passwd"})

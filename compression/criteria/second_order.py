@@ -4,6 +4,8 @@ PyTorch's general second derivatives of these two layers double the cost of a me
 are the same derivatives in closed form, computed with the kernels that training uses.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
@@ -27,8 +30,19 @@ def fast_layout(tensor: Tensor) -> Tensor:
 class CheapSecondOrder(TorchFunctionMode):
     """In this context, 2-d convolutions and train-mode BatchNorm have the second derivatives of this file.
 
-    No third derivatives. BatchNorm does not update its running statistics. Other cases use PyTorch's derivatives.
+    Attention uses a kernel that has them. No third derivatives. BatchNorm does not update its running statistics. Other
+    cases use PyTorch's derivatives.
     """
+
+    def __enter__(self) -> CheapSecondOrder:
+        self._attention = sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivatives
+        self._attention.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._attention.__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -140,7 +154,9 @@ class _BatchNorm(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         [gy] = gradients
-        return *_BatchNormBackward.apply(gy, *ctx.saved_tensors, ctx.eps), None  # pyright: ignore[reportGeneralTypeIssues]
+        gx, gw, gb = _BatchNormBackward.apply(gy, *ctx.saved_tensors, ctx.eps)  # pyright: ignore[reportGeneralTypeIssues]
+        _, weight, bias, _ = ctx.needs_input_grad
+        return gx, gw if weight else None, gb if bias else None, None
 
 
 class _BatchNormBackward(Function):
@@ -159,7 +175,7 @@ class _BatchNormBackward(Function):
         ctx.save_for_backward(gy, x, weight, mean, r, gw, gb)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return (gx, None, None) if weight is None else (gx, gw, gb)
+        return gx, gw, gb
 
     @staticmethod
     @once_differentiable

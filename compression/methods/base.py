@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
+from compression import allocation
+from compression.masks import Masks
 from compression.objectives.config import TeacherObjectiveConfig
 from compression.session import Session
 
@@ -52,3 +54,16 @@ class MethodConfig:
     def controls(self) -> Sequence[MethodConfig]:
         """The configs of runs with which the method's claim must be compared."""
         return []
+
+
+MANY_TIES = 0.01
+"""Share of weights with the same score from which on a run says that their order decides."""
+
+
+def note_ties(session: Session, masks: Masks, scores: Mapping[str, Tensor]) -> None:
+    """Say so if the order of many weights with the same score decides which of them are kept."""
+    if (share := allocation.share_of_ties(masks, scores)) > MANY_TIES:
+        session.note(
+            f"{share:.1%} of the weights have the lowest score that is kept: which of them stay is decided by their "
+            "order in the network, not by the criterion"
+        )

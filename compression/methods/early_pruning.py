@@ -14,7 +14,7 @@ from compression.choose import choose
 from compression.config import added
 from compression.criteria import CriterionConfig, ProsPrConfig
 from compression.criteria.chunks import check_num_images
-from compression.methods.base import MethodConfig
+from compression.methods.base import MethodConfig, note_ties
 from compression.objectives import CrossEntropy, CrossEntropyConfig, CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
 
@@ -78,8 +78,11 @@ def early_pruning(session: Session, config: EarlyPruning) -> nn.Module:
     if rounds == 1:
         scores = session.stage("score", lambda: criterion.score(*given))
         masks = allocate(scores, config.sparsity)
+        allocation.check_pruned(masks, scores, config.sparsity, allow_empty=config.allow_empty)
+        if config.allocation == "global":
+            note_ties(session, masks, scores)
     else:
-        arguments = (criterion.score, config.sparsity, rounds, *given, config.schedule, allocate)
+        arguments = (criterion.score, config.sparsity, rounds, *given, config.schedule, allocate, config.allow_empty)
         masks = session.stage("score", lambda: allocation.iterate(*arguments))
     masks.check(config.sparsity, allow_empty=config.allow_empty)
     session.log(empty_layers=len(masks.empty_layers()))

@@ -14,7 +14,7 @@ from compression import allocation, criteria
 from compression.config import added
 from compression.criteria.chunks import check_num_images
 from compression.criteria.prospr import check_inner
-from compression.methods.base import MethodConfig
+from compression.methods.base import MethodConfig, note_ties
 from compression.objectives import CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
 
@@ -65,6 +65,8 @@ def epsd(session: Session, config: EPSD) -> nn.Module:
     batches = session.batches(objective, objective.scoring_batches(config.inner_steps), config.scoring_batch_size)
     inner = (config.inner_steps, config.inner_lr, config.first_order, config.chunk_size)
     scores = session.stage("score", lambda: criteria.prospr(model, batches, objective, *inner))
-    masks = allocation.global_topk(scores, config.sparsity).check(config.sparsity, allow_empty=config.allow_empty)
+    masks = allocation.global_topk(scores, config.sparsity)
+    allocation.check_pruned(masks, scores, config.sparsity, allow_empty=config.allow_empty)
+    note_ties(session, masks, scores)
     session.log(empty_layers=len(masks.empty_layers()))
     return session.train("train", model, objective, masks=masks)

@@ -40,6 +40,7 @@ class Loader:
 
     info: classes, input shape and the sizes of "train", "val" and "test".
     fingerprint: a short hash of the data, wherever it is stored.
+    about: inputs and classes, as an artefact describes them.
     Batch sizes are global: each worker gets its share of the rows.
     """
 
@@ -50,6 +51,7 @@ class Loader:
         test = torch.arange(len(labels["test"]))
         self.info = Info(num_classes, opened.input_shape, {"train": len(train), "val": len(val), "test": len(test)})
         self.fingerprint = opened.fingerprint
+        self.about = opened.about
         self._store = store
         self._needs = opened.needs
         self._seed = seed

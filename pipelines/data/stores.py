@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from pipelines.data.loading.arrays import Arrays, read_digits, read_whole
 from pipelines.data.loading.geometry import Geometry, Letterbox, PadCrop, ResizedCrop
 from pipelines.data.loading.memory import MemoryStore
 from pipelines.data.loading.views import NEEDS, Finish, Opened, Store
-from pipelines.data.source import Source
+from pipelines.data.source import RGB, Source
 
 if TYPE_CHECKING:
     from pipelines.data.preparing.manifest import Manifest
@@ -39,14 +39,23 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
         needs = frozenset({"index"})
     else:
         labels = {name: part.labels for name, part in parts.items()}
-    return Opened(store, labels, num_classes, (3, shape.size, shape.size), found.fingerprint, needs)
+    resize = shape.resize if isinstance(shape, ResizedCrop) else shape.size
+    about = _about(shape.size, shape.size, resize, found.mean, found.std, found.classes)
+    return Opened(store, labels, num_classes, (3, shape.size, shape.size), found.fingerprint, needs, about)
 
 
 def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> Opened:
     """Arrays held on the device."""
     height, width = arrays.images["train"].shape[1:3]
     store = MemoryStore(arrays, augmentation, device, dtype)
-    return Opened(store, arrays.labels, arrays.num_classes, (3, height, width), arrays.fingerprint)
+    about = _about(height, width, min(height, width), arrays.mean, arrays.std, arrays.classes)
+    shape = (3, height, width)
+    return Opened(store, arrays.labels, arrays.num_classes, shape, arrays.fingerprint, about=about)
+
+
+def _about(height: int, width: int, resize: int, mean: RGB, std: RGB, classes: Sequence[str]) -> dict[str, Any]:
+    inputs = {"shape": [3, height, width], "resize": resize, "mean": list(mean), "std": list(std)}
+    return {"inputs": inputs, "classes": list(classes)}
 
 
 def geometry(config: Official) -> Geometry:

@@ -23,7 +23,7 @@ class Arrays:
     images: "train" and "test" -> (N, H, W, 3) uint8.
     labels: "train" and "test" -> (N,) int64 on the CPU.
     mean, std: per channel, of pixel values / 255.
-    fingerprint: a short hash of the data.
+    fingerprint: a short hash of the data. classes: names, in the order of the labels.
     """
 
     images: dict[str, np.ndarray]
@@ -32,6 +32,7 @@ class Arrays:
     mean: RGB
     std: RGB
     fingerprint: str
+    classes: tuple[str, ...] = ()
 
 
 def read_digits() -> Arrays:
@@ -44,7 +45,8 @@ def read_digits() -> Arrays:
     rows = dict(zip(("train", "test"), draws.hold_out(labels, 0.2, draws.stream("digits", "test")), strict=True))
     images = {part: pixels[at.numpy()] for part, at in rows.items()}
     targets = {part: labels[at] for part, at in rows.items()}
-    return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, pixel_fingerprint(images, targets))
+    identity = pixel_fingerprint(images, targets)
+    return Arrays(images, targets, 10, DIGITS_MEAN, DIGITS_STD, identity, tuple("0123456789"))
 
 
 def _digits_of_scikit_learn() -> np.ndarray:
@@ -62,7 +64,7 @@ def read_whole(source: Source, image_size: int) -> Arrays:
     # The pixels of files identify the data, wherever and in which format it is stored.
     held = all(isinstance(part, Pixels) for part in source.parts.values())
     identity = source.fingerprint if held else pixel_fingerprint(images, labels)
-    return Arrays(images, labels, len(source.classes), source.mean, source.std, identity)
+    return Arrays(images, labels, len(source.classes), source.mean, source.std, identity, source.classes)
 
 
 def pixels(part: Part, image_size: int) -> np.ndarray:

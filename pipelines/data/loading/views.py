@@ -1,8 +1,8 @@
 """Requests of the loader to a backend, and the last steps that all backends share."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class Opened:
     input_shape: (channels, height, width) of evaluation's images.
     fingerprint: a short hash of the data, wherever it is stored.
     needs: optional content that a batch can have.
+    about: how an image becomes an input, and the names of the classes, as in an artefact (`compression.artifact.save`).
     """
 
     store: Store
@@ -73,6 +74,7 @@ class Opened:
     input_shape: tuple[int, int, int]
     fingerprint: str
     needs: frozenset[str] = NEEDS
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Finish:
