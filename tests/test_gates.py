@@ -76,7 +76,7 @@ class Operator(nn.Module):
 class Normalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Linear(4, 5)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(2), nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.norm(self.conv(x)).mean(dim=(2, 3)))
@@ -117,7 +117,7 @@ def depends_on_values(x: Tensor) -> Tensor:
         (Operator(lambda x: x.softmax(1)), "softmax"),
         (Operator(depends_on_values), "depends on values"),
         (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ChannelShuffle(2)), nn.Flatten()), r"'0\.1' \(ChannelSh"),
-        (Normalised(), r"'norm' \(GroupNorm\)"),
+        (Normalised(), r"'norm' \(LocalResponseNorm\)"),
         (Twice(), r"'conv' \(Conv2d\) runs more than once"),
         (Added(), "stem"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no convolution or linear layer"),
