@@ -1,4 +1,6 @@
-"""Export: a finished network as a torch.export archive (.pt2) or as ONNX, for any batch size. The file is then checked.
+"""Export: a finished network as a torch.export archive (.pt2) or as ONNX. The file is then checked.
+
+It takes batches of any size and, where the network allows it, images of any size.
 
 python -m compression.export RUN_FOLDER --onnx FILE writes a file that runs without this repository.
 """
@@ -12,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,52 +24,74 @@ from compression.channels import difference, example_images
 
 BATCH_SIZES = (1, 2, 5)
 """Numbers of images with which a written file is checked."""
-BATCH = ({0: torch.export.Dim("batch", min=1)},)
+BATCH = {0: torch.export.Dim("batch", min=1)}
+PIXELS = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
 TOLERANCE = 1e-4
 """Largest allowed difference of outputs, relative to the largest output or 1: runtimes sum float32 in another order."""
 
 
 def to_torch_export(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
-    """Write `model` in eval mode to `path` (.pt2) for batches of any size; returns the largest relative difference.
+    """Write `model` in eval mode to `path` (.pt2); returns the largest relative difference of its outputs.
 
-    input_shape: (C, H, W). `torch.export.load(path).module()` reads the file. Weights keep their precision.
+    input_shape: (C, H, W), the usual size of an image. `torch.export.load(path).module()` reads the file. Weights keep
+    their precision.
     Errors: ValueError with the difference if the file gives different outputs, or for another suffix of the path.
     """
     path = _with_ending(path, ".pt2")
     model = copy.deepcopy(model).cpu().eval()
-    with _quiet():
-        program = torch.export.export(model, (example_images(model, input_shape),), dynamic_shapes=BATCH)
+
+    def write(dynamic: Dynamic) -> Callable[[Tensor], Tensor]:
+        program = torch.export.export(model, (example_images(model, input_shape),), dynamic_shapes=dynamic)
         torch.export.save(program, path)
-        loaded = torch.export.load(path).module()
-    return _check(model, loaded, input_shape, path)
+        return torch.export.load(path).module()
+
+    return _for_every_size(model, write, input_shape, path)
 
 
 def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path | str) -> float:
-    """Write `model` in eval mode to `path` (.onnx) for batches of any size; returns the largest relative difference.
+    """Write `model` in eval mode to `path` (.onnx); returns the largest relative difference of its outputs.
 
-    input_shape: (C, H, W). The input is "images" (N, C, H, W), the output "logits" (N, K). Both are float32, as are the
-    weights. The check runs the file with onnxruntime. Errors: as for `to_torch_export`.
+    input_shape: (C, H, W), the usual size of an image. The input is "images" (N, C, H, W), the output "logits" (N, K).
+    Both are float32, as are the weights. The check runs the file with onnxruntime. Errors as for `to_torch_export`.
     """
     import onnxruntime
 
     path = _with_ending(path, ".onnx")
     model = copy.deepcopy(model).cpu().float().eval()
-    with _quiet():
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+
+    def write(dynamic: Dynamic) -> Callable[[Tensor], Tensor]:
         images, inputs, outputs = (example_images(model, input_shape),), ["images"], ["logits"]
         program = torch.onnx.export(
-            model, images, dynamo=True, dynamic_shapes=BATCH, input_names=inputs, output_names=outputs, verbose=False
+            model, images, dynamo=True, dynamic_shapes=dynamic, input_names=inputs, output_names=outputs, verbose=False
         )
         assert program is not None
         program.save(path, external_data=False)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: torch.as_tensor(session.run(["logits"], {"images": images.numpy()})[0])
 
-    def run(images: Tensor) -> Tensor:
-        [logits] = session.run(["logits"], {"images": images.numpy()})
-        return torch.as_tensor(logits)
+    return _for_every_size(model, write, input_shape, path)
 
-    return _check(model, run, input_shape, path)
+
+Dynamic = tuple[dict[int, Any]]
+"""Place of a dimension -> how it may change."""
+
+
+def _for_every_size(
+    model: nn.Module, write: Callable[[Dynamic], Callable[[Tensor], Tensor]], input_shape: Sequence[int], path: Path
+) -> float:
+    """Write the file for images of any size, or of the usual size alone; the largest difference over its checks."""
+    other = (input_shape[0], input_shape[1] + 8, input_shape[2] + 24)
+    with _quiet():
+        try:
+            with torch.no_grad():
+                model(example_images(model, other))
+            written = write(({**BATCH, **PIXELS},))
+            return max(_check(model, written, shape, path) for shape in (input_shape, other))
+        except Exception:  # the network, the exporter or the runtime has a fixed size
+            written = write((BATCH,))
+    return _check(model, written, input_shape, path)
 
 
 def _with_ending(path: Path | str, ending: str) -> Path:
@@ -112,21 +137,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m compression.export",
         description="Write the network of a finished run for other runtimes, and check that it gives the same outputs.",
-        epilog="Example: python -m compression.export storage/runs/IDENTITY --onnx resnet20.onnx --input-shape 3 32 32",
+        epilog="Example: python -m compression.export storage/runs/IDENTITY --onnx resnet20.onnx",
     )
     parser.add_argument("run", type=Path, help="folder with arch.json and model.safetensors")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX here (.onnx), for onnxruntime and others")
     parser.add_argument("--torch-export", type=Path, metavar="FILE", help="write a torch.export archive here (.pt2)")
-    shape = "channels, height and width of one image (default: 3 32 32)"
-    parser.add_argument("--input-shape", type=int, nargs=3, default=[3, 32, 32], metavar=("C", "H", "W"), help=shape)
+    shape = "channels, height and width of one image (default: those with which the network was trained)"
+    parser.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help=shape)
     options = parser.parse_args(arguments)
     if not (options.onnx or options.torch_export):
         parser.error("name a file to write: --onnx FILE, --torch-export FILE, or both")
     try:
         model = artifact.load(options.run)
+        input_shape = options.input_shape or artifact.describe(options.run).get("inputs", {}).get("shape")
+        if input_shape is None:
+            raise ValueError(f"{options.run} does not say for which images it is: give --input-shape C H W")
         for write, path in ((to_onnx, options.onnx), (to_torch_export, options.torch_export)):
             if path:
-                print(f"{path}: outputs agree within {write(model, options.input_shape, path):.2g}")
+                print(f"{path}: outputs agree within {write(model, input_shape, path):.2g}")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

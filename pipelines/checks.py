@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from compression import models
+from compression import artifact, models
+from compression.masks import check_maskable
 from pipelines.context import RunContext
 from pipelines.data.loader import Loader, open_loader
 from pipelines.experiment import Experiment
@@ -92,7 +93,8 @@ def _check_trainings(context: RunContext, experiment: Experiment, loader: Loader
 def _check_network(experiment: Experiment, loader: Loader) -> None:
     """One forward pass at each size of the data, first without memory and arithmetic (torch's meta device).
 
-    A network that cannot run there decides on the CPU.
+    A network that cannot run there decides on the CPU. It must also come back from an artefact, and masks must reach
+    its weights.
     """
     channels, height, width = loader.info.input_shape
     epochs = experiment.training.epochs
@@ -102,6 +104,11 @@ def _check_network(experiment: Experiment, loader: Loader) -> None:
         _pass_forward(experiment.model, loader.info.num_classes, shapes, "meta")
     except Exception:
         _pass_forward(experiment.model, loader.info.num_classes, shapes, "cpu")
+    with torch.random.fork_rng(devices=[]):
+        model = models.build(experiment.model, num_classes=loader.info.num_classes)
+    artifact.check_round_trip(model)
+    if experiment.method.sparsity is not None:
+        check_maskable(model, torch.zeros(1, *shapes[0]))
 
 
 def _pass_forward(name: str, num_classes: int, shapes: Iterable[tuple[int, int, int]], device: str) -> None:

@@ -140,7 +140,9 @@ def _finish(session: ExperimentSession, model: nn.Module) -> None:
 
 def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> dict[str, Any]:
     """Write the artefact, then result.json, which marks the run as finished."""
-    artifact.save(model, session.folder.path)
+    sparsity = session.history["cost/achieved_sparsity", 0]["value"]
+    about = {**session.loader.about, "sparsity": sparsity, "versions": environment(session.device)["versions"]}
+    artifact.save(model, session.folder.path, about=about)
     description = session.folder.read_description()
     assert description is not None
     history = list(session.history.values())

@@ -170,3 +170,8 @@ def test_one_error_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         f"  the same error: {runs[2].name}",
         f"failed: {runs[1].name}: OSError: y",
     ]
+
+
+def test_a_network_that_masks_cannot_reach_is_refused_before_scoring(storage: Path):
+    experiment = Experiment(method=EPSD(), model="timm/nf_resnet26", training=SHORT)
+    assert "weight standardisation" in refused(experiment, storage)

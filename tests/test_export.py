@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression import artifact, export, models, slicing
+from compression import artifact, export, models, predict, slicing
 from compression.compaction import compact
 from compression.models.resnet_cifar import ChannelShortcut
 from tests.small_networks import SMALL, close_half, half_of_the_filters, images, sequence, settle
@@ -55,16 +57,13 @@ def test_arch_json_lists_the_smaller_layers(tmp_path: Path):
     with torch.no_grad():
         model.get_parameter("stage1.0.conv2.weight")[:, 3] = 0
     artifact.save(compact(model, SMALL), tmp_path)
-    assert json.loads((tmp_path / "arch.json").read_text()) == {
-        "format": 2,
-        "architecture": {
-            "name": "resnet20",
-            "num_classes": 10,
-            "layers": {
-                "stage1.0.conv1": {"in_channels": 16, "out_channels": 15, "groups": 1, "bias": False},
-                "stage1.0.bn1": {"num_features": 15},
-                "stage1.0.conv2": {"in_channels": 15, "out_channels": 16, "groups": 1, "bias": False},
-            },
+    assert artifact.describe(tmp_path)["architecture"] == {
+        "name": "resnet20",
+        "num_classes": 10,
+        "layers": {
+            "stage1.0.conv1": {"in_channels": 16, "out_channels": 15, "groups": 1, "bias": False},
+            "stage1.0.bn1": {"num_features": 15},
+            "stage1.0.conv2": {"in_channels": 15, "out_channels": 16, "groups": 1, "bias": False},
         },
     }
 
@@ -89,8 +88,8 @@ def test_artefacts_of_the_first_format_are_read(tmp_path: Path):
     arch = tmp_path / "arch.json"
     arch.write_text('{"format": 1, "architecture": {"name": "resnet20", "num_classes": 10}}')
     assert torch.equal(artifact.load(tmp_path)(torch.ones(1, *SMALL)), model.eval()(torch.ones(1, *SMALL)))
-    arch.write_text('{"format": 3}')
-    with pytest.raises(ValueError, match="format 3; this version reads formats 1 to 2"):
+    arch.write_text('{"format": 4}')
+    with pytest.raises(ValueError, match="format 4; this version reads formats 1 to 3"):
         artifact.load(tmp_path)
 
 
@@ -127,16 +126,67 @@ def test_networks_that_cannot_be_rebuilt_are_not_saved(tmp_path: Path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    artifact.save(compacted("resnet20", gated=True), folder)
+    artifact.save(compacted("resnet20", gated=True), folder, about={"inputs": INPUTS, "classes": list("abcdefg")})
     return folder
+
+
+INPUTS = {"shape": [3, 8, 8], "resize": 8, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.25, 1.0]}
+
+
+def test_a_picture_is_classified_in_three_lines(run: Path):
+    picture = Image.fromarray(np.arange(8 * 12, dtype=np.uint8).reshape(8, 12) * 2)
+    classify = predict.load(run)
+    found = classify(picture, most=3)
+    # By hand: the middle eight of twelve columns, grey as three channels.
+    grey = torch.arange(96).view(8, 12)[:, 2:10] * 2 / 255
+    x = torch.stack([(grey - 0.5) / 0.5, (grey - 0.25) / 0.25, grey])[None]
+    torch.testing.assert_close(classify.inputs(picture), x)
+    with torch.no_grad():
+        expected, places = artifact.load(run)(x).softmax(1)[0].topk(3)
+    assert list(found) == ["abcdefg"[place] for place in places]
+    assert list(found.values()) == pytest.approx(expected.tolist(), rel=1e-4)
+    assert len(classify(picture.resize((30, 20)))) == 5
+
+
+def test_an_artefact_without_inputs_says_so(tmp_path: Path):
+    artifact.save(models.build("vgg3", 10), tmp_path)
+    with pytest.raises(ValueError, match="does not say how images become inputs"):
+        predict.load(tmp_path)
+    with pytest.raises(SystemExit, match="give --input-shape C H W"):
+        export.main([str(tmp_path), "--torch-export", str(tmp_path / "a.pt2")])
+
+
+@pytest.mark.parametrize("name", ["timm/coat_tiny", "torchvision/mnasnet0_5", "timm/test_vit"])
+def test_networks_come_home(name: str, tmp_path: Path):
+    """Shared tensors, and modules that read the version in a state's metadata."""
+    model = models.build(name, 3)
+    artifact.check_round_trip(model)
+    artifact.save(model, tmp_path)
+    state = artifact.load(tmp_path).state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_what_cannot_come_home_is_refused_before_training():
+    model = models.build("vgg3", 10)
+    model.register_buffer("more", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"(?s)VGG cannot be saved and loaded again: .*more"):
+        artifact.check_round_trip(model)
 
 
 def test_torch_export_gives_the_same_outputs(run: Path, tmp_path: Path):
     model = artifact.load(run)
     assert export.to_torch_export(model, SMALL, tmp_path / "small.pt2") <= 1e-5
     loaded = torch.export.load(tmp_path / "small.pt2").module()
-    x = images(SMALL, num=11).float()
-    torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+    for shape in (SMALL, (3, 20, 13)):
+        x = images(shape, num=11).float()
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_one_size_is_exported_for_it(tmp_path: Path):
+    model = models.build("timm/test_vit", 5).eval()
+    shape = (3, *vars(model).get("default_cfg", {"input_size": (3, 160, 160)})["input_size"][1:])
+    export.to_torch_export(model, shape, tmp_path / "vit.pt2")
+    assert torch.export.load(tmp_path / "vit.pt2").module()(torch.zeros(3, *shape)).shape == (3, 5)
 
 
 def test_onnx_gives_the_same_outputs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -146,9 +196,10 @@ def test_onnx_gives_the_same_outputs(run: Path, tmp_path: Path, capfd: pytest.Ca
     assert export.to_onnx(model, SMALL, tmp_path / "small.onnx") <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"], "one file, including the weights"
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
-    x = images(SMALL, num=11).float()
-    [logits] = session.run(None, {"images": x.numpy()})
-    torch.testing.assert_close(torch.as_tensor(logits), model(x), rtol=1e-4, atol=1e-5)
+    for shape in (SMALL, (3, 20, 13)):
+        x = images(shape, num=11).float()
+        [logits] = session.run(None, {"images": x.numpy()})
+        torch.testing.assert_close(torch.as_tensor(logits), model(x), rtol=1e-4, atol=1e-5)
     assert capfd.readouterr().out == ""
 
 
@@ -175,9 +226,9 @@ def test_the_file_suffix_must_match_the_format(write, ending: str, tmp_path: Pat
 
 
 def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    size = ["--input-shape", *map(str, SMALL)]
-    export.main([str(run), "--torch-export", str(tmp_path / "a.pt2"), *size])
+    export.main([str(run), "--torch-export", str(tmp_path / "a.pt2")])
     assert f"{tmp_path}/a.pt2: outputs agree within" in capsys.readouterr().out
+    assert torch.export.load(tmp_path / "a.pt2").module()(torch.zeros(2, *SMALL)).shape == (2, 7)
     with pytest.raises(SystemExit, match=r"error: .* contains no arch\.json"):
         export.main([str(tmp_path), "--onnx", "a.onnx"])
     with pytest.raises(SystemExit, match=r"error: name the file .*a\.onnx"):
