@@ -5,7 +5,6 @@ The options are the recipe's own parameters and every value of the experiment th
 
 import inspect
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
@@ -77,9 +76,6 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
         experiments = command.experiments()
         show(experiments, command.verbose, console)
         ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
-    except BrokenPipeError:  # the reader of our output has closed it: `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         complain("stopped; start the same command again to resume from the last checkpoint")
         return 130

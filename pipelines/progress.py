@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
+import select
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,20 +51,40 @@ def complain(text: str, style: str = "red") -> None:
 
 
 def refusing(*errors: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Decorates the main function of a command: for `errors`, which the user can correct, it says why and returns 2."""
+    """Decorates the main function of a command: for `errors`, which the user can correct, it says why and returns 2.
+
+    It returns 1, without a word, when the reader of its output has gone.
+    """
 
     def decorated(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def run(*args: P.args, **options: P.kwargs) -> int:
             try:
-                return main(*args, **options)
-            except errors as error:
+                status = main(*args, **options)
+                sys.stdout.flush()
+            except (*errors, BrokenPipeError) as error:
+                if isinstance(error, BrokenPipeError) and _reader_is_gone():  # `--help | head`
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    return 1
+                if not isinstance(error, errors):
+                    raise
                 complain(f"error: {error}")
                 return 2
+            return status
 
         return run
 
     return decorated
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in output.poll(0))
+    except (OSError, ValueError):  # it has no file
+        return False
 
 
 @dataclass

@@ -25,6 +25,7 @@ from compression.objectives import CrossEntropyConfig, CSKDConfig, PSKDConfig
 from pipelines import cli, run
 from pipelines.experiment import Experiment, parameters
 from pipelines.optimizers import SGD, AdamW, TorchOptimizer
+from pipelines.progress import refusing
 from pipelines.recipes import (
     RECIPES,
     cifar10_epsd,
@@ -398,6 +399,10 @@ def test_a_wrong_option_is_refused_before_anything_starts(argv: str, words: str,
         ("--storage /proc/x", "storage /proc/x cannot be written"),
         ("--storage s3://bucket/x", "is not a local folder: mount it"),
         ("--storage= --smoke", "storage is empty"),
+        ("--storage a%20b", "a%20b: it takes no path with % or ?"),
+        ("--storage what?x=1", "what?x=1: it takes no path with % or ?"),
+        (f"--storage {'/'.join(['a' * 99] * 8)}", "at most 480 bytes. Choose another --storage"),
+        (f"--storage {'b' * 800}", "cannot be written: File name too long; choose another with --storage"),
         ("--tracking-uri ./mlruns", "tracking URI './mlruns' is not supported: give sqlite:///FILE"),
         ("--smoke yes", "Unrecognized options: yes"),
         ("--smoke --storage /proc/x", "storage /proc/x cannot be written"),
@@ -426,6 +431,26 @@ def test_a_smoke_run_writes_only_into_a_valid_storage(say: Callable[..., Said], 
 
 
 # Recipes by name
+
+
+def test_a_reader_that_goes_ends_a_command_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """`python pipelines/run.py | head -0`: the pipe has no reader."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run.main([]) == 1
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(capsys: pytest.CaptureFixture[str]):
+    @refusing(ValueError)
+    def main() -> int:
+        raise BrokenPipeError("a socket")
+
+    with pytest.raises(BrokenPipeError, match="a socket"):
+        main()
 
 
 def test_run_lists_the_recipes(say: Callable[..., Said]):
