@@ -1,8 +1,7 @@
-"""The checkpoints of a run in one folder; JSON and tensor files; the storage folder, which every worker must see."""
+"""The checkpoints of a run in one folder; tensor files; the storage folder, which every worker must see."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from cluster.atomic import hidden_name, publish_folder, remove_folder, write_atomically
+from cluster.records import as_record, check_bytes, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,8 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    checked: bool = True
+    """it was compared with its sha256; checkpoints of earlier versions have none"""
 
 
 class CheckpointStore:
@@ -73,9 +75,13 @@ class CheckpointStore:
         temporary = hidden_name(self.folder)
         try:
             temporary.mkdir()
+            files: dict[str, str] = {}
             for group, mapping in tensors.items():
-                (temporary / f"{group}.safetensors").write_bytes(_tensor_bytes(mapping))
-            (temporary / "state.json").write_bytes(_json({"groups": list(tensors), "state": state}))
+                data = _tensor_bytes(mapping)
+                files[f"{group}.safetensors"] = sha256(data)
+                (temporary / f"{group}.safetensors").write_bytes(data)
+            record = {"groups": list(tensors), "state": state, "files": files}
+            (temporary / "state.json").write_bytes(as_record(record))
             publish_folder(temporary, self.folder / f"step-{step:08d}")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -87,12 +93,8 @@ class CheckpointStore:
         paths = self._paths()
         for step in sorted(paths, reverse=True):
             try:
-                record = read_json(paths[step] / "state.json")
-                tensors = {
-                    group: load_tensors(paths[step] / f"{file_name(group)}.safetensors") for group in record["groups"]
-                }
-                return Checkpoint(step, tensors, record["state"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                return _read(step, paths[step])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 if self._paths() != paths:  # meanwhile a writer has removed what was being read
                     return self.latest()
                 if step == min(paths):
@@ -118,34 +120,34 @@ class CheckpointStore:
             remove_folder(paths[other])
 
 
-def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically; tensors of any device and strides."""
-    write_atomically(path, _tensor_bytes(mapping))
+def _read(step: int, folder: Path) -> Checkpoint:
+    record = read_json(folder / "state.json")
+    files = record.get("files", {})  # checkpoints of earlier versions have none
+    names = {group: f"{file_name(group)}.safetensors" for group in record["groups"]}
+    tensors = {group: load_tensors(folder / name, files.get(name)) for group, name in names.items()}
+    return Checkpoint(step, tensors, record["state"], checked=all(name in files for name in names.values()))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. ValueError with the file's name if it is damaged."""
+def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file atomically; tensors of any device and strides. Returns its sha256."""
+    data = _tensor_bytes(mapping)
+    write_atomically(path, data)
+    return sha256(data)
+
+
+def load_tensors(path: Path, expected: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. expected: its sha256, if that was recorded.
+
+    ValueError with the file's name if it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         # Not the memory-mapped load_file: `keep` may remove the file while the tensors are in use.
-        return load(path.read_bytes())
+        return load(check_bytes(path, path.read_bytes(), expected))
     except SafetensorError as error:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as JSON; NaN and infinities in Python's spelling, which read_json reads."""
-    write_atomically(path, _json(value))
-
-
-def read_json(path: Path) -> Any:
-    """The value that `write_json` wrote. ValueError with the file's name if it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no complete JSON file: {error}") from error
 
 
 def open_storage(root: str | Path) -> Path:
@@ -244,10 +246,6 @@ def _appears(marker: Marker, timeout: float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.2)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _tensor_bytes(mapping: Mapping[str, Tensor]) -> bytes:

@@ -59,6 +59,14 @@ def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
     return _fitting(model, state, weights)
 
 
+def files(weights: str) -> list[Path]:
+    """The files of which `read_weights` reads `weights`; none for weights of a hub."""
+    path = Path(weights)
+    if weights and path.is_dir():
+        return [path / name for name in artifact.FILES]
+    return [path] if path.suffix == ".safetensors" else []
+
+
 def _fitting(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> dict[str, Tensor]:
     """`state` with the model's names; ValueError with the names and shapes that do not fit."""
     if all(name.startswith("module.") for name in state):

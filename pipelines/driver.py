@@ -19,6 +19,7 @@ from cluster.launch import launch
 from cluster.stopping import Stopped
 from cluster.strategy import strategy as make_strategy
 from cluster.worker import Outcome
+from pipelines import reuse
 from pipelines.checks import check_before_workers
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
@@ -74,7 +75,7 @@ def run_experiments(
     folders = [RunFolder(storage, experiment.identity) for experiment in experiments]
     ended: list[Ended] = []
     for experiment, folder in zip(experiments, folders, strict=True):
-        result = folder.read_result()
+        result = reuse.read_finished(experiment, folder, lambda text: say(console, text))
         ended.append(Ended(experiment, folder.path, result, before=result is not None))
         if result is not None:
             say(console, f"already finished: {experiment.name}")
@@ -84,6 +85,7 @@ def run_experiments(
     todo = [number for number, end in enumerate(ended) if not end.before]
     outcomes: list[Outcome] = []
     if todo:
+        reuse.remember_images([experiments[number] for number in todo], storage, lambda text: say(console, text))
         seen_by_workers = dataclasses.replace(placement, tracking_uri=None)  # it may hold a password
         work = [Work(experiments[number], seen_by_workers, storage, tags) for number in todo]
         outcomes = _launch(work, group, publisher, console)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.checkpoints import write_json
+from cluster.atomic import write_atomically
 from cluster.lock import lock
+from cluster.records import write_record
 from cluster.worker import Worker
 from compression import artifact, cost
 from compression.methods import name_of
-from pipelines import identity
+from pipelines import identity, reuse
 from pipelines.checks import check_before_scoring
 from pipelines.costs import log_costs
 from pipelines.data.loader import Loader, open_loader
@@ -51,7 +52,7 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
         session = ExperimentSession(experiment, work.placement, worker, loader, folder, obtain_teacher)
         session.strategy_for(experiment.training)  # refuses what it does not support before anything is computed
         with _lock(session):
-            result = session.on_first_worker(folder.read_result)
+            result = session.on_first_worker(lambda: reuse.read_finished(experiment, folder, session.note, loader))
             if result is None:
                 session.on_first_worker(lambda: check_before_scoring(session))
                 session.on_first_worker(lambda: _begin(session, work))
@@ -84,18 +85,34 @@ def _lock(session: ExperimentSession) -> Iterator[None]:
 
 def _begin(session: ExperimentSession, work: Work) -> None:
     """Write the description of a new run; check that a started one can resume here."""
-    placement, description = placement_of(session), session.folder.read_description()
+    folder, placement, description = session.folder, placement_of(session), session.folder.read_description()
+    inputs = reuse.fingerprints(session.experiment, folder.storage, session.loader)
     if description is None:
-        write_json(session.folder.description, _describe(session, work, placement))
+        if (folder.path / "stages").exists():
+            raise ValueError(
+                f"{folder.description} is missing, so what the stages beside it were made of is not known: delete "
+                f"{folder.path} to start this run from its beginning"
+            )
+        write_record(folder.description, {**_describe(session, work, placement), "inputs": inputs})
         return
-    if description["data"] != session.loader.fingerprint:
+    if not {"data", "placement"} <= description.keys():
         raise ValueError(
-            f"the run in {session.folder.path} was started on other data of the same name (fingerprint "
-            f"{description['data']}, now {session.loader.fingerprint}): restore those files, or start it in another "
-            "--storage"
+            f"{folder.description} does not describe a run: delete {folder.path} to start this run from its beginning"
         )
+    reuse.check(session.experiment, folder, description, inputs)
+    if "inputs" not in description:
+        session.note(f"{folder.path} was started without fingerprints of all that it reads: they are added as they are")
+    now = {**description, "inputs": inputs, **_resumed(session, work, description, placement)}
+    if now != description:
+        write_record(folder.description, now)
+
+
+def _resumed(
+    session: ExperimentSession, work: Work, description: dict[str, Any], placement: dict[str, Any]
+) -> dict[str, Any]:
+    """What changes in run.json when a run resumes. ValueError: it would not be the same bit for bit."""
     if description["placement"] == placement:
-        return
+        return {}
     if not work.placement.accept_placement:
         raise ValueError(
             f"the run in {session.folder.path} was started with {description['placement']} and would resume with "
@@ -103,7 +120,7 @@ def _begin(session: ExperimentSession, work: Work) -> None:
         )
     session.note(f"resumes with {placement}; it was started with {description['placement']}")
     earlier = [*description["earlier_placements"], description["placement"]]
-    write_json(session.folder.description, {**description, "placement": placement, "earlier_placements": earlier})
+    return {"placement": placement, "earlier_placements": earlier}
 
 
 def _describe(session: ExperimentSession, work: Work, placement: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +159,7 @@ def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> d
     """Write the artefact, then result.json, which marks the run as finished."""
     sparsity = session.history["cost/achieved_sparsity", 0]["value"]
     about = {**session.loader.about, "sparsity": sparsity, "versions": environment(session.device)["versions"]}
-    artifact.save(model, session.folder.path, about=about)
+    files = artifact.save(model, session.folder.path, write_atomically, about)
     description = session.folder.read_description()
     assert description is not None
     history = list(session.history.values())
@@ -151,11 +168,12 @@ def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> d
         "placement": {**description["placement"], "launcher": work.placement.launcher},
         "tags": dict(work.tags),
         "environment": environment(session.device),
+        "files": files,
         "finished_ms": int(time.time() * 1000),
         "metrics": {r["key"]: r["value"] for r in sorted(history, key=lambda r: r["step"])},  # the last of each
         "history": history,
     }
-    write_json(session.folder.result, result)
+    write_record(session.folder.result, result)
     session.folder.error.unlink(missing_ok=True)
     return result
 

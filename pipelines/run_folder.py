@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints import CheckpointStore, file_name, read_json
+from cluster.checkpoints import CheckpointStore, file_name
+from cluster.records import read_json
 
 Record = dict[str, Any]
 """One number of a run: {"key", "step", "value", "time_ms"}."""
@@ -22,6 +23,18 @@ Record = dict[str, Any]
 def record(key: str, step: int, value: float) -> Record:
     """One number, with the time at which it was known."""
     return {"key": key, "step": step, "value": float(value), "time_ms": int(time.time() * 1000)}
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """stage.json of a finished stage. ValueError: it is missing or damaged."""
+    path, remedy = folder / "stage.json", f"delete {folder} and start the same command again: it is computed anew"
+    try:
+        stage = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}: {remedy}") from error
+    if not isinstance(stage, dict) or not {"kind", "value", "order", "history"} <= stage.keys():
+        raise ValueError(f"{path} is not the result of a stage: {remedy}")
+    return stage
 
 
 class RunFolder:
@@ -42,11 +55,30 @@ class RunFolder:
         return CheckpointStore(self.stage(name) / "checkpoints", keep)
 
     def read_description(self) -> dict[str, Any] | None:
-        return read_json(self.description) if self.description.exists() else None
+        """What the run was when it was started, or None before. ValueError: it is damaged."""
+        if not self.description.exists():
+            return None
+        remedy = f"delete {self.path} to start this run from its beginning"
+        try:
+            description = read_json(self.description)
+        except ValueError as error:
+            raise ValueError(f"{error}: {remedy}") from error
+        if not isinstance(description, dict) or not description:
+            raise ValueError(f"{self.description} does not describe a run: {remedy}")
+        return description
 
     def read_result(self) -> dict[str, Any] | None:
-        """What the finished run says of itself, or None while it is not finished."""
-        return read_json(self.result) if self.result.exists() else None
+        """What the finished run says of itself, or None while it is not finished. ValueError: it is damaged."""
+        if not self.result.exists():
+            return None
+        remedy = "delete it and start the same command again: the run goes on from its last checkpoint"
+        try:
+            result = read_json(self.result)
+        except ValueError as error:
+            raise ValueError(f"{error}: {remedy}") from error
+        if not isinstance(result, dict) or not {"data", "metrics", "history"} <= result.keys():
+            raise ValueError(f"{self.result} is not the result of a finished run: {remedy}")
+        return result
 
     def read_history(self) -> list[Record]:
         """Every number recorded so far: of a finished run from its result, else from what its stages left."""
@@ -56,7 +88,7 @@ class RunFolder:
         records: list[Record] = []
         for stage in sorted((self.path / "stages").glob("*")):
             if (stage / "stage.json").exists():
-                records += read_json(stage / "stage.json")["history"]
+                records += read_stage(stage)["history"]
             elif (latest := CheckpointStore(stage / "checkpoints").latest()) is not None:
                 records += latest.state["history"]
         return records

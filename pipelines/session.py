@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.checkpoints import load_tensors, read_json, save_tensors, write_json
+from cluster.checkpoints import load_tensors, save_tensors
+from cluster.records import write_record
 from compression import cost, models
 from compression.batch import Batch
 from compression.masks import Masks
@@ -22,7 +23,7 @@ from pipelines.context import EpochRange, RunContext
 from pipelines.data.loading.draws import stream
 from pipelines.evaluation import evaluate
 from pipelines.experiment import Experiment, Training
-from pipelines.run_folder import Record, record
+from pipelines.run_folder import Record, read_stage, record
 from pipelines.teachers import teacher_of
 from pipelines.training import Trainer
 
@@ -135,19 +136,24 @@ class StageStore:
             kind = "tensors"
         else:
             value = result
-        if kind != "json":
-            save_tensors(self._tensors, dict(result))
+        files = {} if kind == "json" else {self._tensors.name: save_tensors(self._tensors, dict(result))}
         # safetensors sorts by name, but allocation prunes equal scores in the order of the parameters.
         order = list(result) if isinstance(result, (dict, Masks)) else []
-        write_json(self._stage, {"kind": kind, "value": value, "order": order, "history": history})
+        write_record(self._stage, {"kind": kind, "value": value, "order": order, "history": history, "files": files})
 
     def read(self) -> tuple[Any, list[Record]]:
-        """The result, its tensors on the CPU, and the recorded costs."""
-        stage = read_json(self._stage)
+        """The result, its tensors on the CPU, and the recorded costs. ValueError: a file is missing or damaged."""
+        stage = read_stage(self._stage.parent)
         if stage["kind"] == "json":
             return stage["value"], stage["history"]
-        stored = load_tensors(self._tensors)
-        tensors = {name: stored[name] for name in stage["order"]}
+        try:
+            stored = load_tensors(self._tensors, stage.get("files", {}).get(self._tensors.name))
+            tensors = {name: stored[name] for name in stage["order"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{self._tensors} is missing or damaged ({error}): delete {self._stage.parent} and start the same "
+                "command again: it is computed anew"
+            ) from error
         return (Masks(tensors) if stage["kind"] == "masks" else tensors), stage["history"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cluster.checkpoints import write_json
+from cluster.records import write_record
 from cluster.worker import Worker
 from compression import artifact, cost
 from compression.methods import Dense
@@ -74,7 +74,7 @@ def _record(context: RunContext, teacher: Experiment) -> None:
     assert description is not None
     known = description.get("teachers", [])
     if teacher.identity not in known:
-        write_json(context.folder.description, {**description, "teachers": [*known, teacher.identity]})
+        write_record(context.folder.description, {**description, "teachers": [*known, teacher.identity]})
 
 
 def _teacher_events(

@@ -27,6 +27,8 @@ class MethodConfig:
     """share of convolution and linear weights that masks remove; None: no weight is masked"""
     same_model_as: Any = None
     """an experiment whose `model` must be that of the method's own experiment; None: there is none"""
+    files: Any = ()
+    """paths that the run reads beside its data; their contents are compared before a finished run is used again"""
     options: ClassVar[Mapping[str, str]] = {}
     """recipe option ("distillation" or "criterion") that this method has -> the field that it sets"""
 

@@ -1,13 +1,15 @@
 """A network that was trained elsewhere, as a teacher or for comparison."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropyConfig, ObjectiveConfig
-from compression.pretrained import read_weights
+from compression.pretrained import files, read_weights
 from compression.session import Session
 
 
@@ -27,6 +29,10 @@ class Pretrained(MethodConfig):
 
     def trainings(self, own: Any) -> list[Any]:
         return []
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return files(self.weights)
 
     def run(self, session: Session) -> nn.Module:
         return pretrained(session, self)

@@ -6,6 +6,7 @@ Order, shards, partners and the validation split are decided here, from the seed
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import torch
@@ -31,8 +32,9 @@ def open_loader(
     device, dtype: of the images in a batch. workers: processes or threads that decode, with backend folder or ffcv.
     FileNotFoundError, ValueError: files are missing or wrong; the message names them.
     """
+    since = time.time()
     opened = open_store(config, torch.device(device), dtype, workers)
-    return Loader(opened, config.val_fraction, seed, getattr(config, "resolution", None))
+    return Loader(opened, config.val_fraction, seed, getattr(config, "resolution", None), since)
 
 
 class Loader:
@@ -41,10 +43,18 @@ class Loader:
     info: classes, input shape and the sizes of "train", "val" and "test".
     fingerprint: a short hash of the data, wherever it is stored.
     about: inputs and classes, as an artefact describes them.
+    since: when the reading of the files began, in seconds since 1970.
     Batch sizes are global: each worker gets its share of the rows.
     """
 
-    def __init__(self, opened: Opened, val_fraction: float, seed: int, resolution: Resolution | None = None) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        val_fraction: float,
+        seed: int,
+        resolution: Resolution | None = None,
+        since: float = 0.0,
+    ) -> None:
         """resolution: for training images that grow; None: constant size."""
         store, labels, num_classes = opened.store, opened.labels, opened.num_classes
         train, val = draws.hold_out(labels["train"], val_fraction, draws.stream(seed, "validation"))
@@ -52,6 +62,7 @@ class Loader:
         self.info = Info(num_classes, opened.input_shape, {"train": len(train), "val": len(val), "test": len(test)})
         self.fingerprint = opened.fingerprint
         self.about = opened.about
+        self.since = since
         self._store = store
         self._needs = opened.needs
         self._seed = seed
