@@ -50,6 +50,12 @@ def show(experiments: Sequence[Experiment], verbose: bool, console: Console) -> 
         trained = " + ".join(map(_in_short, group[0].method.trainings(group[0].training)))
         lines.append(f"{text}, {seeds}{identity}" + (f": {trained}" if trained != before else ""))
         before = trained
+    method = experiments[0].method
+    for scored, option in ((method, "method"), (getattr(method, "criterion", None), "method.criterion")):
+        if getattr(scored, "first_order", False):
+            lines.append(
+                f"  scored to first order; --{option}.no-first-order: with second derivatives, if memory allows"
+            )
     say(console, "\n".join(lines))
 
 

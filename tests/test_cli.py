@@ -303,6 +303,7 @@ def test_all_runs_are_shown_in_a_few_lines_before_the_first_starts(say: Callable
         "150 epochs, batch 256, SGD lr 0.01, float32"
     )
     assert control == "  PDD control: no teacher, 0.3953 of macs removed, resnet20 on cifar10, seeds 3 4"
+    assert "scored to first order; --method.no-first-order" in say(imagenet_epsd, "--workers", "-1").out
     pruned = say(cifar100_prune_then_distill, "--workers", "-1").out
     assert pruned.startswith("4 runs and 2 for teachers")
     assert "  teacher: IMP, restart at 0.7903, vgg19_ptd on cifar100, seed 0" in pruned

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from compression.criteria import ProsPrConfig, SNIPConfig
 from compression.methods import EPSD, PDD, Dense, EarlyPruning, PruneThenDistill
 from compression.objectives import CrossEntropyConfig, CSKDConfig, LabelSmoothingConfig
 from pipelines.data.config import CUB, ImageNet, TinyImageNet
@@ -70,6 +71,20 @@ def test_methods_on_the_schedules() -> None:
     short = experiment("imagenet_pdd", schedule="ffcv16")
     assert isinstance(short.method, PDD)
     assert (short.method.gating.epochs, short.training.epochs) == (4, 12)
+
+
+def test_imagenet_is_scored_by_what_fits_into_a_gpu() -> None:
+    """The full meta-gradient of ResNet-50 with 256 images of 224 pixels needs more than 200 GiB."""
+    assert experiment("imagenet_epsd").method == EPSD(sparsity=0.9, first_order=True)
+    assert experiment("imagenet_epsd", schedule="ffcv16").method == EPSD(sparsity=0.9, first_order=True, chunk_size=256)
+    pruned = experiment("imagenet_dense", method="early_pruning").method
+    assert isinstance(pruned, EarlyPruning)
+    assert pruned.criterion == ProsPrConfig(first_order=True)
+    snip = experiment("imagenet_epsd", method="early_pruning", criterion="snip").method
+    assert isinstance(snip, EarlyPruning)
+    assert snip.criterion == SNIPConfig()
+    for recipe in ("cub_epsd", "cifar10_epsd", "tiny_imagenet_epsd"):
+        assert not experiment(recipe).method.first_order, "the full one fits"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_birds_and_small_images() -> None:

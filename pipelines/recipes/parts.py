@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from compression.choose import choose
-from compression.criteria import CRITERIA
-from compression.methods import METHODS, Dense, MethodConfig
+from compression.criteria import CRITERIA, ProsPrConfig
+from compression.methods import EPSD, METHODS, Dense, EarlyPruning, MethodConfig
 from compression.objectives import OBJECTIVES
 from compression.objectives.config import TeacherObjectiveConfig
 from pipelines.experiment import Experiment
@@ -73,6 +73,15 @@ def build_method(
             raise ValueError(f"method {name} has no --{option}; these methods have it: {_methods_with(option)}")
         values[method.options[option]] = choose(option, value, registries[option])()
     return method.at(sparsity, **values)
+
+
+def first_order(method: MethodConfig, chunk_size: int | None) -> MethodConfig:
+    """The method; if it scores by a meta-gradient, without its second derivatives, which would not fit into a GPU."""
+    if isinstance(method, EarlyPruning) and isinstance(method.criterion, ProsPrConfig):
+        return replace(method, criterion=replace(method.criterion, first_order=True, chunk_size=chunk_size))
+    if isinstance(method, EPSD):
+        return replace(method, first_order=True, chunk_size=chunk_size)
+    return method
 
 
 def with_teacher(experiment: Experiment, teacher: str | None) -> Experiment:
