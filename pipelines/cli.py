@@ -38,7 +38,7 @@ class Command:
 
     recipe: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
     """the recipe's parameters, as a dataclass"""
-    experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     placement: Annotated[Placement, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
     suite: str
     """MLflow experiment in which the run is tracked"""

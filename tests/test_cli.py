@@ -226,6 +226,12 @@ def test_placement_is_not_part_of_the_experiment(tmp_path: Path):
     assert placed.experiment.identity == parsed(recipe=cifar10_epsd).identity
 
 
+def test_a_switch_can_be_set_either_way_whatever_its_default():
+    assert parsed("--method.first-order", recipe=imagenet_epsd) == parsed(recipe=imagenet_epsd)
+    assert not parsed("--method.no-first-order", recipe=imagenet_epsd).method.first_order  # pyright: ignore[reportAttributeAccessIssue]
+    assert parsed("--training.channels-last") == parsed()
+
+
 def test_several_seeds_in_one_command():
     runs = cli.parse(digits_epsd, ["--seeds", "0", "2", "5", "--training.epochs", "3"]).experiments()
     assert runs == [parsed("--training.epochs", "3", "--seed", str(seed)) for seed in (0, 2, 5)]
