@@ -12,6 +12,7 @@ import torch
 
 from cluster.group import Group
 from cluster.launch import launch
+from cluster.ray.mailbox import DriverMailbox, WorkerInfo
 from cluster.worker import Outcome
 from tests.launch_bodies import play
 
@@ -57,12 +58,32 @@ def test_two_workers(tmp_path: Path) -> None:
     assert list((tmp_path / "ray").iterdir()), "Ray Train's files are in the storage"
 
 
+def test_a_mailbox_gives_each_item_once_to_each_group() -> None:
+    mailbox = DriverMailbox(3)
+    workers = {attempt: WorkerInfo(attempt, 1, None, "", "", "") for attempt in ("first", "second")}  # pyright: ignore[reportArgumentType]
+    mailbox.register(0, workers["first"])
+    assert [mailbox.next_item("first"), mailbox.next_item("first")] == [0, 1]
+    mailbox.finish(1)
+    mailbox.register(0, workers["second"])
+    assert mailbox.next_item("first") is None, "it has been replaced"
+    assert [mailbox.next_item("second") for _ in range(3)] == [0, 2, None], "what has ended is not run again"
+
+
 def test_workers_side_by_side(tmp_path: Path) -> None:
     folder = str(tmp_path)
-    items = [("meet_in", folder, "a", "b"), ("meet_in", folder, "b", "a"), "surroundings", "fail"]
+    # The first item ends only when the last one but one is at work: the other worker must have taken all others.
+    items = [
+        ("meet_in", folder, "a", "b"),
+        "surroundings",
+        "surroundings",
+        "fail",
+        ("meet_in", folder, "b", "a"),
+        "surroundings",
+    ]
     outcomes, _ = run(items, tmp_path, parallel=2)
-    assert [outcome.error for outcome in outcomes] == [None, None, None, "ValueError: wrong on purpose"]
-    assert outcomes[0].value != outcomes[1].value
+    assert [outcome.error for outcome in outcomes] == [None, None, None, "ValueError: wrong on purpose", None, None]
+    long, other = outcomes[0].value, outcomes[4].value
+    assert long != other
+    assert outcomes[1].value["pid"] == outcomes[2].value["pid"] == other, "a free worker takes the next item"
     around = outcomes[2].value
-    assert around["pid"] == outcomes[0].value, "the first worker takes items 0, 2, ..."
     assert (around["rank"], around["world_size"], around["control"], around["group"]) == (0, 1, False, False)

@@ -50,18 +50,29 @@ class WorkerInfo:
 class DriverMailbox:
     """The actor. It lives as long as the driver's machine, and handles the calls of each worker in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_items: int) -> None:
         self._attempts: list[str] = []
         self._messages: list[Message] = []
+        self._num_items = num_items
         self._finished: set[int] = set()
+        self._taken: set[int] = set()
         self._stop, self._num_saves = False, 0
 
     def register(self, rank: int, worker: WorkerInfo) -> set[int]:
         """A worker has started, perhaps one of a new group; returns the items that have ended."""
         if worker.attempt not in self._attempts:
             self._attempts.append(worker.attempt)
+            self._taken = set(self._finished)
         self._messages.append(Message("started", rank, -1, worker))
         return self._finished
+
+    def next_item(self, attempt: str) -> int | None:
+        """The next item, for a worker that shares it with nobody; None if there is none, or its group is replaced."""
+        left = [number for number in range(self._num_items) if number not in self._taken]
+        if not left or attempt != self._attempts[-1]:
+            return None
+        self._taken.add(left[0])
+        return left[0]
 
     def post(self, attempt: str, message: Message) -> None:
         """Leave a message for the driver. Messages of a group that has been replaced are dropped."""
@@ -94,14 +105,14 @@ class DriverMailbox:
         return self._stop, self._num_saves
 
 
-def open_mailbox() -> ActorHandle:
-    """A mailbox on this machine."""
+def open_mailbox(num_items: int) -> ActorHandle:
+    """A mailbox on this machine, for a launch of so many items."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here}
-    return ray.remote(**options)(DriverMailbox).remote()  # pyright: ignore[reportReturnType]  (Ray types it as a proxy)
+    return ray.remote(**options)(DriverMailbox).remote(num_items)  # pyright: ignore[reportReturnType]  (Ray types it as a proxy)
 
 
 class Outbox:

@@ -56,7 +56,7 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
     with environment(_settings(group)), _connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
         _warn_if_small(num_workers)
         with storage_marker(group.storage) as marker:
-            mailbox = open_mailbox()
+            mailbox = open_mailbox(len(items))
             independent = group.parallel > 1 or num_workers == 1
             task = Task(body, items, mailbox, group.threads, independent, marker, group.timeout)
             tracker = OutcomeTracker(len(items), group.world_size)

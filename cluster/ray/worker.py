@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Task:
     """What every worker is given.
 
-    independent: each worker is a group of its own and takes its share of the items.
+    independent: each worker is a group of its own and takes the next item whenever it is free.
     marker: the file that it must find in the storage. timeout: see `ProcessGroup`.
     """
 
@@ -61,9 +61,9 @@ def run_worker(config: dict[str, Task]) -> None:
         log.warning("the driver is gone (%s): this worker ends", error)
         return
     finished = set(json.loads(ask("finished", json.dumps(sorted(finished)))[0]))
-    items = [(number, item) for number, item in enumerate(task.items) if number not in finished]
-    if independent:
-        items = items[rank::world_size]
+    items: Iterable[tuple[int, Any]] = _next_items(task, attempt)
+    if not independent:
+        items = [(number, item) for number, item in enumerate(task.items) if number not in finished]
     outbox = Outbox(task.mailbox, attempt, 0 if independent else rank)
     errors = [text for text in ask("storage", storage_error(task.marker, ray.util.get_node_ip_address()) or "") if text]
     if errors:
@@ -77,6 +77,22 @@ def run_worker(config: dict[str, Task]) -> None:
         group = ProcessGroup(store, dist.get_backend(), rank, world_size, task.timeout)
         worker = Worker(rank, world_size, get_device(), stop_signal=listen(task.mailbox))
     run_items(task.body, items, worker, group, outbox.post)
+
+
+def _next_items(task: Task, attempt: str) -> Iterator[tuple[int, Any]]:
+    """The items that this worker takes, one after the other, until none is left."""
+    import ray
+    from ray.exceptions import RayError
+
+    while True:
+        try:
+            number: Any = ray.get(task.mailbox.next_item.remote(attempt))
+        except RayError as error:
+            log.warning("the driver is gone (%s): this worker ends", error)
+            return
+        if number is None:
+            return
+        yield number, task.items[number]
 
 
 def _info(attempt: str, world_size: int) -> WorkerInfo:
