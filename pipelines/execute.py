@@ -56,6 +56,8 @@ def execute(work: Work, worker: Worker) -> dict[str, Any]:
             if result is None:
                 session.on_first_worker(lambda: check_before_scoring(session))
                 session.on_first_worker(lambda: _begin(session, work))
+                if loader.note:
+                    session.note(loader.note)
                 cost.reset_peak_memory(session.device)
                 model = experiment.method.run(session)
                 _finish(session, model)

@@ -286,7 +286,7 @@ class Boxed:
     def name(self, row: int) -> str:
         return self.files.name(row)
 
-    def encoded(self, row: int) -> bytes:
+    def encoded(self, row: int) -> bytes | None:
         return self.files.encoded(row)
 
     def image(self, row: int) -> Image.Image:

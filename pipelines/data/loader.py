@@ -42,7 +42,7 @@ class Loader:
 
     info: classes, input shape and the sizes of "train", "val" and "test".
     fingerprint: a short hash of the data, wherever it is stored.
-    about: inputs and classes, as an artefact describes them.
+    about: inputs and classes, as an artefact describes them. note: what a user should know of the data.
     since: when the reading of the files began, in seconds since 1970.
     Batch sizes are global: each worker gets its share of the rows.
     """
@@ -63,6 +63,7 @@ class Loader:
         self.fingerprint = opened.fingerprint
         self.about = opened.about
         self.since = since
+        self.note = opened.note
         self._store = store
         self._needs = opened.needs
         self._seed = seed

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 T = TypeVar("T")
@@ -115,10 +115,32 @@ def opened(file: Path | io.BytesIO, name: str, what: str = "image") -> Iterator[
         raise ValueError(f"{name} is not a readable {what} ({error}): download it again or remove it") from error
 
 
-def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image file in RGB. ValueError: it cannot be read."""
+def decoded(file: Path | io.BytesIO, name: str, upright: bool = False) -> Image.Image:
+    """An image file in RGB. upright: turned as its EXIF orientation says. ValueError: it cannot be read."""
     with opened(file, name) as image:
-        return image.convert("RGB")
+        problem = _ambiguous(image)
+        if not problem:
+            return _rgb(ImageOps.exif_transpose(image) if upright else image)
+    raise ValueError(f"{name} {problem}")
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _ambiguous(image: Image.Image) -> str:
+    """Why nothing says which colours are meant; empty: they are known."""
+    if image.mode in ("I", "F") and not _is_16_bit(image):
+        return f"has pixels of mode {image.mode}, whose range is not known: save it with 8 bits"
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        return "has transparent pixels: save it on the background that you want"
+    return ""
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if _is_16_bit(image):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -140,7 +162,7 @@ class ImageFiles:
     def name(self, row: int) -> str:
         return str(self.path(row))
 
-    def encoded(self, row: int) -> bytes:
+    def encoded(self, row: int) -> bytes | None:
         return self.path(row).read_bytes()
 
     def image(self, row: int) -> Image.Image:
@@ -153,6 +175,24 @@ class Files(ImageFiles):
     """Image files with one class each. labels: (N,) int64."""
 
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class Upright(Files):
+    """Image files with one class each, turned as their EXIF orientation says."""
+
+    def encoded(self, row: int) -> bytes | None:
+        """None for a file that must be turned: its bytes are not those of the image."""
+        with opened(self.path(row), self.name(row)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return None if turned else super().encoded(row)
+
+    def image(self, row: int) -> Image.Image:
+        return decoded(self.path(row), self.name(row), upright=True)
+
+
+MOST_BYTES = 1 << 28
+"""Of an unpacked file in an archive: more is no image and no list of any data set here."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +242,7 @@ class ZipMembers(Members):
             file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
             data = file.read(int(self.size[row]))
         try:
-            data = zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated[row] else data
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MOST_BYTES) if self.deflated[row] else data
         except zlib.error as error:
             raise ValueError(f"{self.name(row)} cannot be read ({error}): download the archive again") from error
         if zlib.crc32(data) != self.crc[row]:

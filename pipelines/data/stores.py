@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +28,9 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
     if config.backend == "memory":
         from pipelines.data import readers  # imports torchvision, which takes seconds
 
-        return in_memory(read_whole(readers.source(config), _size(config)), config.augmentation, device, dtype)
+        source = readers.source(config)
+        opened = in_memory(read_whole(source, _size(config)), config.augmentation, device, dtype)
+        return replace(opened, note=_enlarged(config, source.parts["train"]))
     found, parts, backend = (_prepared if config.backend == "ffcv" else _official)(config)
     shape, num_classes, needs = geometry(config), len(found.classes), NEEDS
     finish = Finish(found.mean, found.std, device, dtype)
@@ -41,7 +45,26 @@ def open_store(config: Data | VOC, device: torch.device, dtype: torch.dtype, wor
         labels = {name: part.labels for name, part in parts.items()}
     resize = shape.resize if isinstance(shape, ResizedCrop) else shape.size
     about = _about(shape.size, shape.size, resize, found.mean, found.std, found.classes)
-    return Opened(store, labels, num_classes, (3, shape.size, shape.size), found.fingerprint, needs, about)
+    note = _enlarged(config, parts["train"]) if config.backend == "folder" else ""
+    return Opened(store, labels, num_classes, (3, shape.size, shape.size), found.fingerprint, needs, about, note)
+
+
+LOOKED_AT = 16
+"""Images whose size is compared with the input's."""
+
+
+def _enlarged(config: Official, part: Any) -> str:
+    """Says so if most images of a folder are smaller than the input: a network for their size costs less."""
+    if not isinstance(config, Images):
+        return ""
+    rows = range(0, len(part), max(1, len(part) // LOOKED_AT))
+    short = statistics.median_low([min(part.image(row).size) for row in rows])
+    if short >= config.image_size:
+        return ""
+    return (
+        f"images of {short} pixels are enlarged to {config.image_size}: --data.image-size {short} costs "
+        f"{(short / config.image_size) ** 2:.0%} as much"
+    )
 
 
 def in_memory(arrays: Arrays, augmentation: Augmentation, device: torch.device, dtype: torch.dtype) -> Opened:

@@ -13,6 +13,9 @@ from torch import Tensor
 from pipelines.data.ffcv.format import FIELD, HEADER, JPEG, RAW, REGION, TYPES, VERSION, Field, entry, parsed
 from pipelines.data.ffcv.installed import require_ffcv
 
+MOST_PIXELS = 89_478_485
+"""Of an image: PIL's limit."""
+
 AGAIN = "write it again with pipelines/prepare.py"
 
 
@@ -129,7 +132,9 @@ def _images(path: Path, columns: Mapping[str, tuple[Field, np.ndarray]], regions
     numbers = [values["data_ptr"], sizes, values["mode"], values["height"], values["width"]]
     images = np.stack([number.astype(np.int64) for number in numbers], 1)
     mode, height, width = images[:, 2:].T
-    valid = (height > 0) & (width > 0) & ((mode == JPEG) | ((mode == RAW) & (sizes == height * width * 3)))
+    # PIL's limit too: a few bytes of JPEG may claim any size, for which memory would be taken.
+    sized = (height > 0) & (width > 0) & (height * width <= MOST_PIXELS)
+    valid = sized & ((mode == JPEG) | ((mode == RAW) & (sizes == height * width * 3)))
     if not valid.all():
         raise ValueError(f"{path}: image {np.argmin(valid)} has an invalid size or storage mode: {AGAIN}")
     return images

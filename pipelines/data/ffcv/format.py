@@ -96,6 +96,8 @@ def parsed(row: np.void) -> Field:
         arguments = row["arguments"].tobytes()
         lengths = np.frombuffer(arguments, "<u8", _DIMENSIONS + 1)
         [(_, kind)] = json.loads(arguments[lengths.nbytes :][: int(lengths[-1])])
+        if np.dtype(kind).kind not in "biuf":
+            raise ValueError(f"an array of {kind!r}")
         array = np.dtype((np.dtype(kind), tuple(np.trim_zeros(lengths[:-1], "b").tolist())))
     return Field(name, type_id, array)
 

@@ -66,6 +66,7 @@ class Opened:
     fingerprint: a short hash of the data, wherever it is stored.
     needs: optional content that a batch can have.
     about: how an image becomes an input, and the names of the classes, as in an artefact (`compression.artifact.save`).
+    note: what a user should know of it; empty: nothing.
     """
 
     store: Store
@@ -75,6 +76,7 @@ class Opened:
     fingerprint: str
     needs: frozenset[str] = NEEDS
     about: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 class Finish:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.data.source import Files, Part, in_threads
+from pipelines.data.source import MOST_BYTES, Files, Part, in_threads
 
 Sample = tuple[str, str, Any]
 """(wnid, file name, where the image is). Sorted, they have the order of folders of classes."""
@@ -89,11 +89,15 @@ def unpacked(path: Path, wanted: Callable[[str], str | None], remedy: str = "") 
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
+                if not 0 <= member.size <= MOST_BYTES:
+                    raise tarfile.ReadError(
+                        f"{member.name} has {member.size} bytes, more than any file of this archive"
+                    )
                 key = wanted(member.name)
                 file = tar.extractfile(member) if key is not None else None
                 if key is not None and file:
                     found[key] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read ({error}){remedy}") from error
     return found
 

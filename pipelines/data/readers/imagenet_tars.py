@@ -152,9 +152,14 @@ def members(file: BinaryIO, name: str, start: int = 0, end: int | None = None) -
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # starts at the current position
-            found = [TarMember(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+            found = []
+            for member in tar:
+                if not 0 <= member.size <= end - member.offset_data:
+                    raise tarfile.ReadError(f"{member.name} has {member.size} bytes, beyond the end of the archive")
+                if member.isfile():
+                    found.append(TarMember(member.name, member.offset_data, member.size))
             stopped = tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError, MemoryError) as error:
         raise ValueError(f"{name} is not a readable tar archive ({error}): download it again") from error
     # tarfile stops silently at a damaged header. The real end is a block of zeros.
     file.seek(stopped)

@@ -1,7 +1,9 @@
 """Tiny-ImageNet (200 classes, 64 pixels) from its official zip, read in place, or from the unpacked folder."""
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pipelines.data.readers import checks
 from pipelines.data.readers.checks import Whole
-from pipelines.data.source import RGB, Files, Source, ZipMembers
+from pipelines.data.source import MOST_BYTES, RGB, Files, Source, ZipMembers
 
 ARCHIVE, FOLDER = "tiny-imagenet-200.zip", "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -96,18 +98,28 @@ class _Zip:
     def text(self, name: str) -> bytes | None:
         with zipfile.ZipFile(self.path) as archive:
             try:
+                self._check(archive.getinfo(self.prefix + name))
                 return archive.read(self.prefix + name)
             except KeyError:
                 return None
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError) as error:
                 raise ValueError(f"{self.where(name)} cannot be read ({error}): download {URL} again") from error
 
     def sizes(self, names: Sequence[str]) -> list[int]:
         return [self.members[name].file_size for name in names]
 
+    def _check(self, member: zipfile.ZipInfo) -> None:
+        """ValueError: a member lies beyond the end of the archive, or is too large to be what it is named."""
+        if member.header_offset + member.compress_size > self.path.stat().st_size or member.file_size > MOST_BYTES:
+            raise ValueError(
+                f"{self.path}:{member.filename} has {member.compress_size} bytes at {member.header_offset}, unpacked "
+                f"{member.file_size}: it is damaged, download {URL} again"
+            )
+
     def part(self, names: Sequence[str], labels: Tensor) -> ZipMembers:
         found = [self.members[name] for name in names]
         for member in found:
+            self._check(member)
             if member.flag_bits & _ENCRYPTED or member.compress_type not in _READABLE:
                 raise ValueError(
                     f"{self.path}:{member.filename} is encrypted or not compressed by deflate: download {URL} again"
@@ -147,7 +159,7 @@ def _zip(path: Path) -> _Zip:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable zip archive ({error}): remove it and download {URL} again"
         ) from error
