@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from pipelines import precision
 from pipelines.experiment import Experiment, Training, parameters
 from pipelines.progress import say
 from pipelines.teachers import needed
@@ -25,11 +26,13 @@ WIDTH = 80
 """Of the short help, in characters."""
 
 
-def show(experiments: Sequence[Experiment], verbose: bool, console: Console) -> None:
+def show(experiments: Sequence[Experiment], argv: Sequence[str], verbose: bool, console: Console) -> None:
     """Print every run of a command: first the teachers, then the runs, those that differ in their seed in one line.
 
-    verbose: every value of each run.
+    argv: the command's words; what "auto" stands for is said. verbose: every value of each run.
     """
+    if "precision=auto=" in f"{'='.join(argv)}=":
+        say(console, "precision auto is {}: {}".format(*precision.best()))
     own = {each.identity for each in experiments}
     teachers = {each.identity: each for run in experiments for each in needed(run) if each.identity not in own}
     if verbose:

@@ -72,9 +72,10 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
     """
     console = Console()
     try:
-        command = parse(recipe, sys.argv[1:] if argv is None else argv, program)
+        argv = sys.argv[1:] if argv is None else argv
+        command = parse(recipe, argv, program)
         experiments = command.experiments()
-        show(experiments, command.verbose, console)
+        show(experiments, argv, command.verbose, console)
         ended = run_experiments(experiments, command.placement, command.suite, recipe.__name__, console)
     except KeyboardInterrupt:
         complain("stopped; start the same command again to resume from the last checkpoint")

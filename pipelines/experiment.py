@@ -11,11 +11,10 @@ from cluster.zero_config import read_own
 from compression.config import added
 from compression.methods import EPSD, MethodConfig
 from compression.models import check_name
-from pipelines import identity
+from pipelines import identity, precision
 from pipelines.data.config import Data, Digits
 from pipelines.optimizers import SGD, AdamW, Cosine, Linear, MultiStep, TorchOptimizer, check_elementwise
-
-Precision = Literal["float32", "bfloat16", "float64"]
+from pipelines.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Training:
     warmup_epochs: float = 0.0
     """epochs of linear warm-up of the learning rate"""
     precision: Precision = "float32"
-    """bfloat16: autocast with float32 weights; float64: for checks"""
+    """auto: bfloat16 where the machine that starts the command computes in it, else float32; bfloat16: autocast with
+    float32 weights; float64: for checks"""
     channels_last: bool = True
     """memory layout of images and convolutions"""
     compile: bool = False
@@ -42,6 +42,8 @@ class Training:
     """weight decay also on BatchNorm and biases, as in the papers' code"""
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", precision.best()[0])
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs and batch_size must be 1 or more, not {self.epochs} and {self.batch_size}")
         if not 0 <= self.warmup_epochs <= self.epochs:

@@ -232,6 +232,33 @@ def test_a_switch_can_be_set_either_way_whatever_its_default():
     assert parsed("--training.channels-last") == parsed()
 
 
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [("fpu avx512f", "float32"), ("fpu avx512_bf16 avx512f", "bfloat16"), ("amx_bf16", "bfloat16")],
+)
+def test_automatic_precision_is_what_the_processor_computes_in(
+    flags: str, chosen: str, here: Path, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (here / "cpuinfo").write_text(f"model name : avx512_bf16\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("pipelines.precision.CPUINFO", here / "cpuinfo")
+    argv = ["--training.precision", "auto"]
+    assert parsed(*argv) == parsed("--training.precision", chosen), "the stored experiment names what it stands for"
+    assert parsed(*argv).identity == parsed("--training.precision", chosen).identity
+    assert say(digits_epsd, *argv, "--workers", "-1").out.startswith(f"precision auto is {chosen}: this processor has")
+    assert "precision auto" not in say(digits_epsd, "--workers", "-1").out
+    given = parsed("--method.gating.precision=auto", recipe=cifar10_pdd).method.gating  # pyright: ignore[reportAttributeAccessIssue]
+    assert given.precision == chosen
+
+
+@pytest.mark.parametrize(("supported", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_automatic_precision_is_what_the_gpu_computes_in(supported: bool, chosen: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: supported)
+    assert parsed("--training.precision", "auto").training.precision == chosen
+
+
 def test_several_seeds_in_one_command():
     runs = cli.parse(digits_epsd, ["--seeds", "0", "2", "5", "--training.epochs", "3"]).experiments()
     assert runs == [parsed("--training.epochs", "3", "--seed", str(seed)) for seed in (0, 2, 5)]
