@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import signal
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.checks import check_before_workers
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.progress import Progress, say
+from pipelines.provenance import provenance
 from pipelines.publish import Publisher
 from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure
@@ -185,22 +185,3 @@ def _default_ray_workers(placement: Placement) -> int:
     if not ray.is_initialized():
         ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
     return max(1, int(ray.cluster_resources().get("GPU", 0)))
-
-
-def provenance() -> dict[str, str]:
-    """The commit of this code, and whether files differ from it (apart from the tables in results/)."""
-
-    def git(*arguments: str) -> str | None:
-        root = Path(__file__).resolve().parent.parent
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
-    except FileNotFoundError:  # git is not installed
-        commit = changes = None
-    if commit is None:
-        # `ray job submit --working-dir` sends no git history; the submitter may name the commit.
-        return {"commit": os.environ.get("ORCHARD_COMMIT", "unknown"), "dirty": "unknown"}
-    return {"commit": commit, "dirty": str(bool(changes)).lower()}

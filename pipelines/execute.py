@@ -24,6 +24,7 @@ from pipelines.checks import check_before_scoring
 from pipelines.costs import log_costs
 from pipelines.data.loader import Loader, open_loader
 from pipelines.experiment import Experiment, Placement
+from pipelines.provenance import resumed
 from pipelines.run_folder import RunFolder
 from pipelines.session import ExperimentSession
 from pipelines.teachers import obtain
@@ -104,7 +105,8 @@ def _begin(session: ExperimentSession, work: Work) -> None:
     reuse.check(session.experiment, folder, description, inputs)
     if "inputs" not in description:
         session.note(f"{folder.path} was started without fingerprints of all that it reads: they are added as they are")
-    now = {**description, "inputs": inputs, **_resumed(session, work, description, placement)}
+    tags = resumed(description.get("tags", {}), work.tags)
+    now = {**description, "inputs": inputs, "tags": tags, **_resumed(session, work, description, placement)}
     if now != description:
         write_record(folder.description, now)
 
@@ -168,7 +170,6 @@ def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> d
     result = {
         **description,
         "placement": {**description["placement"], "launcher": work.placement.launcher},
-        "tags": dict(work.tags),
         "environment": environment(session.device),
         "files": files,
         "finished_ms": int(time.time() * 1000),

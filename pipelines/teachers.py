@@ -13,6 +13,7 @@ from compression.methods import Dense
 from pipelines.context import RunContext
 from pipelines.experiment import Experiment
 from pipelines.identity import canonical
+from pipelines.provenance import with_dirty
 from pipelines.run_folder import RunFolder
 
 Execute = Callable[[Experiment, Worker], dict[str, Any]]
@@ -27,9 +28,11 @@ def obtain(context: RunContext, teacher: Experiment, execute: Execute) -> nn.Mod
     folder = RunFolder(context.folder.storage, teacher.identity)
     finished_before = folder.result.exists()
     try:
-        execute(teacher, dataclasses.replace(context.worker, emit=_teacher_events(context, teacher, finished_before)))
+        emit = _teacher_events(context, teacher, finished_before)
+        result = execute(teacher, dataclasses.replace(context.worker, emit=emit))
     except Exception as error:
         raise RuntimeError(f"the teacher {teacher.name} (identity {teacher.identity}) failed: {error}") from error
+    context.on_first_worker(lambda: _mark(context, result))
     if not finished_before:
         cost.reset_peak_memory(context.device)  # the student's peak memory is reported without its teacher's training
     return artifact.load(folder.path)
@@ -75,6 +78,15 @@ def _record(context: RunContext, teacher: Experiment) -> None:
     known = description.get("teachers", [])
     if teacher.identity not in known:
         write_record(context.folder.description, {**description, "teachers": [*known, teacher.identity]})
+
+
+def _mark(context: RunContext, result: dict[str, Any]) -> None:
+    """A student is dirty if its teacher is. result: of the teacher."""
+    description = context.folder.read_description()
+    assert description is not None
+    tags = with_dirty(description["tags"], result["tags"].get("dirty"))
+    if tags != description["tags"]:
+        write_record(context.folder.description, {**description, "tags": tags})
 
 
 def _teacher_events(

@@ -69,8 +69,9 @@ def run(storage: Path, *experiments: Experiment) -> tuple[list[Ended], str]:
     return ended, console.file.getvalue()
 
 
-def execute_here(storage: Path, experiment: Experiment) -> Outcome:
-    [outcome] = launch(execute, [work_in(storage, experiment)], Group(storage=str(storage)), lambda *_: None)
+def execute_here(storage: Path, experiment: Experiment, tags: dict[str, str] | None = None) -> Outcome:
+    work = replace(work_in(storage, experiment), tags=tags or {})
+    [outcome] = launch(execute, [work], Group(storage=str(storage)), lambda *_: None)
     return outcome
 
 
