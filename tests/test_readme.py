@@ -40,7 +40,7 @@ def test_commands_in_the_readme_name_files_that_are_there():
 
 
 def test_the_example_for_ones_own_network_runs():
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code, *_] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     torch.manual_seed(0)
     model = models.build("vgg3", 10)
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
