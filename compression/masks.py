@@ -20,13 +20,19 @@ PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weigh
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of convolution and linear layers, in parameter order. Criteria score them and masks cover them.
 
-    Those that project the inputs of nn.MultiheadAttention are among them.
+    Those that project the inputs of nn.MultiheadAttention are among them. ValueError: there are none, or a layer
+    computes its weight.
     """
     names: set[str] = set()
     for layer, module in model.named_modules():
         own = PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",)
         if isinstance(module, (*PRUNABLE_LAYERS, nn.MultiheadAttention)):
             names |= {f"{layer}.{name}" if layer else name for name in own}
+            if "weight" not in module._parameters and not isinstance(module, nn.MultiheadAttention):
+                raise ValueError(
+                    f"{layer or 'the network'} ({type(module).__name__}) computes its weight from other parameters (a "
+                    "parametrization or weight norm): a mask does not reach it; remove it first"
+                )
     found = {name: p for name, p in model.named_parameters() if name in names}
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer: there is nothing to prune")

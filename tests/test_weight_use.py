@@ -107,7 +107,7 @@ def test_networks_with_standardised_weights_are_refused(name: str):
 def test_a_parametrization_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     parametrize.register_parametrization(model[0], "weight", Halved())
-    with pytest.raises(ValueError, match=r"0\.parametrizations\.weight\.original"):
+    with pytest.raises(ValueError, match=r"0 \(ParametrizedConv2d\) computes its weight from other parameters"):
         check_maskable(model, torch.zeros(1, 3, 2, 2))
 
 
@@ -122,8 +122,12 @@ def test_every_classifier_has_the_operations_that_torch_counts(hub: str):
     """Every classifier below 100 M parameters; what differs or cannot be built is in docs/networks.md."""
     different = []
     for name in HUBS[hub].names():
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in models.build(f"{hub}/{name}", 10).parameters())
+        model = None
+        try:
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in models.build(f"{hub}/{name}", 10).parameters())
+        except NotImplementedError:  # some read the values of their weights
+            size = 0
         if size < 100e6:
             model = models.build(f"{hub}/{name}", 10)
             shape = getattr(model, "default_cfg", {}).get(
@@ -132,6 +136,6 @@ def test_every_classifier_has_the_operations_that_torch_counts(hub: str):
             images = torch.zeros(1, shape[0], shape[1], shape[1])
             if sum(use.macs for use in weight_use(model, images)) != counted_by_torch(model, images):
                 different.append(name)
-            del model
-            gc.collect()
+        del model
+        gc.collect()
     assert not different
