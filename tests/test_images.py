@@ -54,6 +54,14 @@ def test_colours_that_nothing_says_are_refused(image: Image.Image, named: str, t
         decoded(tmp_path / "image.tiff", str(tmp_path / "image.tiff"))
 
 
+@pytest.mark.parametrize("ending", ["png", "webp", "tiff"])
+def test_files_of_several_pictures_are_refused(ending: str, tmp_path: Path):
+    path, frames = tmp_path / f"moving.{ending}", [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 99)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=rf"moving\.{ending} has 2 pictures"):
+        decoded(path, str(path))
+
+
 def test_opaque_images_with_alpha_are_read(tmp_path: Path):
     Image.fromarray(COLOURS).convert("RGBA").save(tmp_path / "opaque.png")
     assert np.array_equal(np.asarray(decoded(tmp_path / "opaque.png", "opaque")), COLOURS)

@@ -129,7 +129,10 @@ def _is_16_bit(image: Image.Image) -> bool:
 
 
 def _ambiguous(image: Image.Image) -> str:
-    """Why nothing says which colours are meant; empty: they are known."""
+    """Why nothing says which picture is meant; empty: it is clear."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format in ("PNG", "TIFF", "WEBP"):  # a JPEG's others are previews
+        return f"has {frames} pictures: save the one that you want"
     if image.mode in ("I", "F") and not _is_16_bit(image):
         return f"has pixels of mode {image.mode}, whose range is not known: save it with 8 bits"
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
