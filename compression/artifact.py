@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from compression import models, slicing
+from compression.models.own import ALLOW
 
 FILES = ("model.safetensors", "arch.json")
 
@@ -45,16 +47,20 @@ def save(
     return {name: _sha256(content) for name, content in zip(FILES, contents, strict=True)}
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(folder: Path | str, allow_import: bool | str = False) -> nn.Module:
     """The network saved in `folder` (or in the folder of the given file), in eval mode on the CPU.
 
+    allow_import: whether a network of a person's own ("package.module:function") may be imported, which runs its code;
+    a name: only that one. ORCHARD_ALLOW_IMPORT=1 in the environment allows all.
     Each tensor has the precision in which it was saved. Errors: FileNotFoundError for a missing file; ValueError for a
     damaged or edited one (artefacts of earlier versions have no checksums), for an unknown format, or for a layer that
     the architecture does not have.
     """
     folder = _folder(folder)
     description = describe(folder)
-    return _filled(description["architecture"], _weights(folder / FILES[0], description.get("weights_sha256")))
+    architecture = description["architecture"]
+    allowed = allow_import is True or allow_import == architecture["name"] or os.environ.get(ALLOW) == "1"
+    return _filled(architecture, _weights(folder / FILES[0], description.get("weights_sha256")), allowed)
 
 
 def describe(folder: Path | str) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def describe(folder: Path | str) -> dict[str, Any]:
 def check_round_trip(model: nn.Module) -> None:
     """ValueError unless the model comes back from its artefact with the same tensors. To be called before training."""
     try:
-        state = _filled(_architecture(model), safetensors.load(_serialised(model))).state_dict()
+        state = _filled(_architecture(model), safetensors.load(_serialised(model)), allow_import=True).state_dict()
         different = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), state[name])]
     except Exception as error:
         raise ValueError(f"{type(model).__name__} cannot be saved and loaded again: {error}") from error
@@ -103,9 +109,9 @@ def _serialised(model: nn.Module) -> bytes:
     return safetensors.save(state)
 
 
-def _filled(architecture: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+def _filled(architecture: dict[str, Any], state: dict[str, Tensor], allow_import: bool) -> nn.Module:
     """The network of an architecture with these tensors, in their precision, in eval mode on the CPU."""
-    model = build(architecture)
+    model = build(architecture, allow_import)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)
@@ -150,10 +156,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def build(architecture: dict[str, Any]) -> nn.Module:
+def build(architecture: dict[str, Any], allow_import: bool = False) -> nn.Module:
     """The network that an arch.json describes, with random weights: its architecture, with some layers smaller."""
     layers = architecture.get("layers", {})
-    model = models.build(**{key: value for key, value in architecture.items() if key != "layers"})
+    model = models.build(
+        **{key: value for key, value in architecture.items() if key != "layers"}, allow_import=allow_import
+    )
     present = slicing.shapes(model)
     unknown = [name for name in layers if name not in present]
     if unknown:

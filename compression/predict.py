@@ -59,8 +59,8 @@ class Classifier:
         return {self.classes[place]: value for place, value in zip(places.tolist(), values.tolist(), strict=True)}
 
 
-def load(folder: Path | str) -> Classifier:
-    """The classifier of an artefact. Errors as for `artifact.load`; ValueError also without inputs."""
+def load(folder: Path | str, allow_import: bool | str = False) -> Classifier:
+    """The classifier of an artefact. allow_import, errors: as for `artifact.load`; ValueError also without inputs."""
     found: dict[str, Any] = artifact.describe(folder)
     if "inputs" not in found:
         raise ValueError(
@@ -69,4 +69,4 @@ def load(folder: Path | str) -> Classifier:
         )
     inputs, classes = found["inputs"], tuple(found["classes"])
     mean, std = tuple(inputs["mean"]), tuple(inputs["std"])
-    return Classifier(artifact.load(folder), tuple(inputs["shape"]), inputs["resize"], mean, std, classes)
+    return Classifier(artifact.load(folder, allow_import), tuple(inputs["shape"]), inputs["resize"], mean, std, classes)

@@ -51,7 +51,7 @@ def read_weights(model: nn.Module, weights: str) -> dict[str, Tensor]:
             raise FileNotFoundError(f"there is no file {weights}")
         state = load_file(path)
     elif path.is_dir():
-        state = artifact.load(path).state_dict()
+        state = artifact.load(path, allow_import=vars(model)["arch"]["name"]).state_dict()
     elif len(path.parts) > 1:
         raise FileNotFoundError(f"there is neither a file nor a folder {weights}")
     else:

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
+from operator import attrgetter
 from typing import Annotated, Any
 
 import tyro
@@ -15,7 +16,6 @@ from rich.console import Console
 
 from cluster.checkpoints import open_storage
 from pipelines.announcement import short_help, show
-from pipelines.data.config import Data
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
 from pipelines.progress import complain, refusing, say
@@ -103,7 +103,9 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
         raise SystemExit(0)
     argv = ["--help" if word == "--help-all" else word for word in argv]
     command = _parse(recipe, default, argv, program)
-    command = replace(command, experiment=with_same_data(command.experiment, experiment.data))
+    command = replace(command, experiment=with_followers(command.experiment, experiment))
+    for text in kept_trainings(command.experiment, experiment):
+        complain(text, "yellow")
     for name, value in parameters(command.experiment):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
@@ -152,17 +154,33 @@ def controls(experiment: Experiment) -> list[Experiment]:
     return [replace(experiment, method=method) for method in experiment.method.controls()]
 
 
-def with_same_data(experiment: Experiment, before: Data) -> Experiment:
-    """The experiment after options changed its data: teachers that had the data `before` get the new data too."""
+def with_followers(experiment: Experiment, before: Experiment) -> Experiment:
+    """The experiment after options changed it: teachers with the data or the training of `before` get the new ones."""
 
     def changed(value: Any) -> Any:
-        if isinstance(value, Experiment) and value.data == before:
-            value = replace(value, data=experiment.data)
+        if isinstance(value, Experiment):
+            data = experiment.data if value.data == before.data else value.data
+            training = experiment.training if value.training == before.training else value.training
+            value = replace(value, data=data, training=training)
         if not is_dataclass(value) or isinstance(value, type):
             return value
         return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value)})
 
     return replace(experiment, method=changed(experiment.method))
+
+
+def kept_trainings(experiment: Experiment, before: Experiment) -> list[str]:
+    """What to say of teachers whose own training an option for the student's has not changed."""
+    named = [name for name, value in parameters(experiment.method, "method.") if value == "Experiment"]
+    if experiment.training == before.training:
+        return []
+    teachers = [(name, attrgetter(name)(experiment), attrgetter(name)(before)) for name in named]
+    return [
+        f"the teacher keeps its own training ({now.training.epochs} epochs): options of --training are the student's, "
+        f"--{name}.training.epochs and the like are the teacher's"
+        for name, now, then in teachers
+        if now.training == then.training
+    ]
 
 
 def report(ended: Sequence[Ended], console: Console) -> int:

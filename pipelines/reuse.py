@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.records import as_json, damaged, read_json, sha256, sha256_of, write_record
 from compression.artifact import FILES
+from compression.models import own
 from pipelines.data import contents
 from pipelines.data.config import Data
 from pipelines.data.loader import Loader, open_loader
@@ -27,7 +28,8 @@ SETTLED_SECONDS = 1.0
 """A file that was changed so shortly before may change again within the same tick of the file system's clock."""
 
 Fingerprints = dict[str, str]
-"""What was read ("data", "images", the path of a file of weights) -> fingerprint of its content."""
+"""What was read ("data", "images", the path of a file of weights, "code of package.module:function") -> fingerprint of
+its content."""
 
 
 def fingerprints(experiment: Experiment, storage: Path, loader: Loader | None = None) -> Fingerprints:
@@ -44,6 +46,9 @@ def fingerprints(experiment: Experiment, storage: Path, loader: Loader | None = 
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         found[str(path)] = _Memory(storage, [path]).get(f"sha256 of {path.absolute()}", partial(sha256_of, path))
+    for name in sorted({reader.model for reader in readers if own.is_own(reader.model)}):
+        if path := own.source(name):
+            found[f"code of {name}"] = sha256_of(path)
     return found
 
 

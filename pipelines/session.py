@@ -47,7 +47,9 @@ class ExperimentSession(RunContext):
     def model(self, spec: Mapping[str, Any] | None = None) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(stream(self.seed, "model"))
-            model = models.build(**(spec or {"name": self.experiment.model}), num_classes=self.info.num_classes)
+            spec = spec or {"name": self.experiment.model}
+            allow_import = spec["name"] == self.experiment.model
+            model = models.build(**spec, num_classes=self.info.num_classes, allow_import=allow_import)
         return self.place(model)
 
     def teacher(self, experiment: Experiment | None = None, *, method: Any = None) -> nn.Module:

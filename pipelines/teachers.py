@@ -35,7 +35,7 @@ def obtain(context: RunContext, teacher: Experiment, execute: Execute) -> nn.Mod
     context.on_first_worker(lambda: _mark(context, result))
     if not finished_before:
         cost.reset_peak_memory(context.device)  # the student's peak memory is reported without its teacher's training
-    return artifact.load(folder.path)
+    return artifact.load(folder.path, allow_import=teacher.model)
 
 
 def teacher_of(student: Experiment, given: Experiment | None = None, method: Any = None) -> Experiment:

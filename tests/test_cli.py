@@ -34,6 +34,7 @@ from pipelines.recipes import (
     digits_epsd,
     imagenet_epsd,
 )
+from pipelines.teachers import needed
 from tests.terminal import run_in_terminal, screen
 
 ROOT = Path(__file__).parent.parent
@@ -230,6 +231,20 @@ def test_a_switch_can_be_set_either_way_whatever_its_default():
     assert parsed("--method.first-order", recipe=imagenet_epsd) == parsed(recipe=imagenet_epsd)
     assert not parsed("--method.no-first-order", recipe=imagenet_epsd).method.first_order  # pyright: ignore[reportAttributeAccessIssue]
     assert parsed("--training.channels-last") == parsed()
+
+
+def test_a_schedule_reaches_the_teacher_or_says_that_it_does_not(capsys: pytest.CaptureFixture[str]):
+    epochs = ["--training.epochs", "3"]
+    for argv in (["--distillation", "kd"], ["--method", "pdd"], ["--method", "prune_then_distill"]):
+        student = parsed(*argv, "--teacher", "resnet32", *epochs)
+        [teacher, *_] = needed(student)
+        assert (teacher.model, teacher.training) == ("resnet32", student.training)
+    assert capsys.readouterr().err == ""
+    assert parsed(*epochs, recipe=cifar10_pdd).method.teacher.training.epochs == 200  # pyright: ignore[reportAttributeAccessIssue]
+    assert "the teacher keeps its own training (200 epochs): options" in capsys.readouterr().err
+    parsed(*epochs, "--method.teacher.training.epochs", "5", recipe=cifar10_pdd)
+    parsed("--seed", "3", recipe=cifar10_pdd)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

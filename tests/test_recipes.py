@@ -105,8 +105,9 @@ def test_wrong_choices_are_errors_that_say_what_to_type() -> None:
         experiment("digits_epsd", method="dense", criterion="snip")
     with pytest.raises(ValueError, match=r"method pdd has no --distillation; these .*: dense, early_pruning, epsd, it"):
         experiment("digits_epsd", method="pdd", distillation="kd")
-    for method in ("epsd", "pdd"):
-        with pytest.raises(ValueError, match="set --distillation to kd or tf_kd_self"):
+    wanted = "set --distillation to kd or tf_kd_self, or --method to prune_then_distill or pdd"
+    for method in ("epsd", "dense", "iterative_magnitude", "pretrained"):
+        with pytest.raises(ValueError, match=wanted):
             experiment("digits_epsd", method=method, teacher="resnet56")
     with pytest.raises(TypeError, match="schedule"):
         experiment("cifar10_epsd", schedule="ffcv16")
@@ -116,6 +117,17 @@ def test_wrong_choices_are_errors_that_say_what_to_type() -> None:
 def test_the_teacher_of_an_objective_is_trained_like_the_student(method: str) -> None:
     student = experiment("digits_epsd", method=method, distillation="kd", teacher="resnet56")
     assert student.method.objective.teacher == replace(student, method=Dense(), model="resnet56")
+
+
+@pytest.mark.parametrize("method", ["pdd", "prune_then_distill"])
+def test_the_teacher_of_a_method_is_trained_like_the_student(method: str) -> None:
+    own = experiment("digits_epsd", method=method)
+    student = experiment("digits_epsd", method=method, teacher="resnet56")
+    assert getattr(student.method, "teacher", None) == replace(own, method=Dense(), model="resnet56")
+    assert student.model == "resnet20"
+    assert getattr(student.method, "student", "given") == "given", "another network implies no widths of the student"
+    same = experiment("digits_epsd", method=method, teacher="resnet20")
+    assert getattr(same.method, "student", "derived") == "derived"
 
 
 def test_linear_schedule_after_warm_up() -> None:

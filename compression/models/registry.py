@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from compression.choose import choose
-from compression.models import hubs, resnet, vgg_cifar
+from compression.models import hubs, own, resnet, vgg_cifar
 from compression.models.resnet_cifar import ResNetCIFAR
 from compression.models.vgg_cifar import VGG
 
@@ -39,7 +39,10 @@ HUBS: dict[str, Hub] = {
 
 
 def check_name(name: str) -> None:
-    """ValueError if no architecture has this name. Builds nothing; imports a hub only where the name is one of its."""
+    """ValueError if no architecture has this name. Builds nothing; imports a hub or your module only for its names."""
+    if own.is_own(name):
+        own.find(name)
+        return
     prefix, slash, rest = name.partition("/")
     if not slash:
         choose("model", name, MODELS)
@@ -51,16 +54,21 @@ def check_name(name: str) -> None:
         raise ValueError(f"{prefix} has no classifier {rest!r}; {hint}")
 
 
-def build(name: str, num_classes: int, **arguments: Any) -> nn.Module:
+def build(name: str, num_classes: int, allow_import: bool = True, **arguments: Any) -> nn.Module:
     """The named architecture with random weights (from torch's global generator).
+
+    allow_import: whether a network of the form "package.module:function" may be imported.
 
     The arguments are the architecture's own (`widths`, `stage_widths`, `in_channels`...), plain JSON values. The model
     carries its description as `model.arch`: {"name", "num_classes", and the arguments}. Errors: ValueError for an
     unknown name or impossible widths.
     """
-    check_name(name)
-    prefix, slash, rest = name.partition("/")
     arguments = json.loads(json.dumps(arguments))
-    model = HUBS[prefix].build(rest, num_classes, **arguments) if slash else MODELS[name](num_classes, **arguments)
+    if own.is_own(name):
+        model = own.build(name, num_classes, allow_import, **arguments)
+    else:
+        check_name(name)
+        prefix, slash, rest = name.partition("/")
+        model = HUBS[prefix].build(rest, num_classes, **arguments) if slash else MODELS[name](num_classes, **arguments)
     vars(model)["arch"] = {"name": name, "num_classes": num_classes, **arguments}
     return model

@@ -12,13 +12,15 @@ from tyro.conf import arg
 
 from compression.choose import choose
 from compression.criteria import CRITERIA, ProsPrConfig
-from compression.methods import EPSD, METHODS, Dense, EarlyPruning, MethodConfig
+from compression.methods import EPSD, METHODS, PDD, Dense, EarlyPruning, MethodConfig, PruneThenDistill
 from compression.objectives import OBJECTIVES
 from compression.objectives.config import TeacherObjectiveConfig
 from pipelines.experiment import Experiment
 from pipelines.optimizers import OFFERED, SGD, AdamW, TorchOptimizer
 
 Recipe = Callable[..., Experiment]
+
+METHODS_WITH_TEACHER = [name for name, config in METHODS.items() if issubclass(config, (PDD, PruneThenDistill))]
 
 WITH_TEACHER = [name for name, config in OBJECTIVES.items() if issubclass(config, TeacherObjectiveConfig)]
 
@@ -39,7 +41,11 @@ Distillation = Annotated[
 ]
 Criterion = Annotated[str | None, _help(f"score of a weight (in {_methods_with('criterion')})", CRITERIA, USUAL)]
 ObjectiveTeacher = Annotated[
-    str | None, _help("network of the teacher, trained like the student, of the objectives", WITH_TEACHER)
+    str | None,
+    _help(
+        "network of the teacher, trained like the student, of these objectives and methods",
+        (*WITH_TEACHER, *METHODS_WITH_TEACHER),
+    ),
 ]
 Teacher = Annotated[str | None, arg(help="network of the teacher; None: the recipe's own")]
 Student = Annotated[str | None, arg(help="network of the student; None: the recipe's own")]
@@ -85,15 +91,21 @@ def first_order(method: MethodConfig, chunk_size: int | None) -> MethodConfig:
 
 
 def with_teacher(experiment: Experiment, teacher: str | None) -> Experiment:
-    """The experiment; its objective's teacher is the network `teacher`, trained densely in the same way."""
+    """The experiment; its method's or objective's teacher is the network `teacher`, trained densely in the same way."""
     if teacher is None:
         return experiment
     method: Any = experiment.method
+    teaching = replace(experiment, method=Dense(), model=teacher)
+    if isinstance(method, PruneThenDistill) and teacher != experiment.model:
+        method = replace(method, student="given")  # the teacher's pruning implies no widths of another network
+    if isinstance(method, (PDD, PruneThenDistill)):
+        return replace(experiment, method=replace(method, teacher=teaching))
     if "distillation" not in method.options or not isinstance(method.objective, TeacherObjectiveConfig):
         raise ValueError(
-            f"--teacher needs an objective with a teacher: set --distillation to {' or '.join(WITH_TEACHER)}"
+            "--teacher needs an objective or a method with a teacher: set --distillation to "
+            f"{' or '.join(WITH_TEACHER)}, or --method to {' or '.join(METHODS_WITH_TEACHER)}"
         )
-    objective = replace(method.objective, teacher=replace(experiment, method=Dense(), model=teacher))
+    objective = replace(method.objective, teacher=teaching)
     return replace(experiment, method=replace(method, **{method.options["distillation"]: objective}))
 
 
