@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -268,7 +269,7 @@ def flip(path: Path) -> None:
 
 
 def edit(path: Path) -> None:
-    path.write_text(path.read_text().replace("0.", "1.", 1))
+    path.write_text(re.sub(r"0\.(?=\d)|0(?=,)", "7", path.read_text(), count=1))
 
 
 def empty(path: Path) -> None:
