@@ -85,6 +85,11 @@ def test_a_network_of_ones_own_is_pruned_trained_and_loaded_again(here: Path, mo
     assert torch.equal(artifact.load(folder)(torch.zeros(2, 3, 8, 8)), logits)
 
 
+def test_the_example_is_a_network_for_any_size():
+    model = models.build("examples.my_network:MyNetwork", 7)
+    assert [model(torch.zeros(2, 3, size, size)).shape for size in (8, 33)] == [(2, 7), (2, 7)]
+
+
 def test_it_can_be_teacher_and_student(here: Path):
     teacher = Experiment(Dense(), "my_nets:small", training=SHORT)
     outcome = run_here(here / "storage", Experiment(Dense(KDConfig(teacher)), "vgg3", training=SHORT))
