@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from compression import artifact, models
 from compression.masks import check_maskable
@@ -54,7 +55,7 @@ def check_before_scoring(context: RunContext) -> None:
             if each in todo:
                 with _naming(each, own):
                     _check_trainings(context, each, loader)
-                    _check_network(each, loader)
+                    _check_network(context, each, loader)
 
 
 def _unfinished(experiments: Iterable[Experiment], storage: Path) -> list[Experiment]:
@@ -90,41 +91,38 @@ def _check_trainings(context: RunContext, experiment: Experiment, loader: Loader
         raise ValueError(f"scoring_batch_size is {scoring}, but there are {num} training images")
 
 
-def _check_network(experiment: Experiment, loader: Loader) -> None:
-    """One forward pass at each size of the data, first without memory and arithmetic (torch's meta device).
-
-    A network that cannot run there decides on the CPU. It must also come back from an artefact, and masks must reach
-    its weights.
-    """
+def _check_network(context: RunContext, experiment: Experiment, loader: Loader) -> None:
+    """A forward pass at each size of the data; a round trip through an artefact; masks that reach the weights."""
     channels, height, width = loader.info.input_shape
     epochs = experiment.training.epochs
     growing = {size for epoch in range(epochs) if (size := loader.size_at(epoch / epochs))}
-    shapes = [(channels, height, width), *((channels, size, size) for size in sorted(growing))]
-    try:
-        _pass_forward(experiment.model, loader.info.num_classes, shapes, "meta")
-    except Exception:
-        _pass_forward(experiment.model, loader.info.num_classes, shapes, "cpu")
+    batches = [settings.batch_size for settings in experiment.method.trainings(experiment.training)]
     with torch.random.fork_rng(devices=[]):
         model = models.build(experiment.model, num_classes=loader.info.num_classes)
+        for shape in [(channels, height, width), *((channels, size, size) for size in sorted(growing))]:
+            _check_forward(model.eval(), experiment.model, loader.info.num_classes, (2, *shape))
+            if min(batches, default=0) == context.worker.world_size:
+                _check_forward(model.train(), experiment.model, loader.info.num_classes, (1, *shape))
     artifact.check_round_trip(model)
     if experiment.method.sparsity is not None:
-        check_maskable(model, torch.zeros(1, *shapes[0]))
+        check_maskable(model.eval(), torch.zeros(1, channels, height, width))
 
 
-def _pass_forward(name: str, num_classes: int, shapes: Iterable[tuple[int, int, int]], device: str) -> None:
-    """ValueError: the network refuses images of a shape (channels, height, width), or does not answer with logits."""
-    with torch.random.fork_rng(devices=[]), torch.device(device), torch.inference_mode():
-        model = models.build(name, num_classes=num_classes).eval()
-        for shape in shapes:
-            size = f"{shape[0]} x {shape[1]} x {shape[2]}"
-            try:
-                logits = model(torch.zeros(2, *shape))
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise ValueError(
-                    f"{name} cannot take images of {size} (channels x height x width) as these data have: choose "
-                    f"another size of images, or another --model ({reason})"
-                ) from error
-            if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-                found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise ValueError(f"{name} answers two images of {size} with {found}, not (2, {num_classes}) logits")
+@torch.no_grad()
+def _check_forward(model: nn.Module, name: str, num_classes: int, shape: tuple[int, ...]) -> None:
+    """ValueError: the network refuses images of a shape (N, channels, height, width), or answers with no logits."""
+    size = " x ".join(map(str, shape[1:]))
+    how = ", one at a time in training," if shape[0] == 1 else ""
+    try:
+        logits = model(torch.zeros(shape))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{name} cannot take images of {size} (channels x height x width){how} as these data have: choose another "
+            f"size of images, {'a larger batch, ' if how else ''}or another --model ({reason})"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (shape[0], num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(
+            f"{name} answers {shape[0]} images of {size} with {found}, not {(shape[0], num_classes)} logits"
+        )

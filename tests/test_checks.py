@@ -109,6 +109,13 @@ def test_a_network_that_does_not_take_the_images(storage: Path):
     )
 
 
+def test_a_batch_of_one_image_for_a_network_that_ends_in_one_pixel(storage: Path):
+    """BatchNorm has no variance of a single value per channel, and would say so after scoring."""
+    one = dataclasses.replace(SHORT, batch_size=1)
+    text = "vgg11 cannot take images of 3 x 8 x 8 (channels x height x width), one at a time in training,"
+    assert text in refused(Experiment(EPSD(), "vgg11", training=one), storage)
+
+
 def test_precisions_that_do_not_fit_together(storage: Path):
     exact = dataclasses.replace(SHORT, precision="float64")
     teacher = Experiment(Dense(), training=SHORT)
