@@ -132,12 +132,12 @@ def _teachers(folder: RunFolder, storage: Path) -> Iterable[RunFolder]:
 def tracking_uri(placement: Placement, storage: Path) -> str:
     """MLflow's address. ValueError: it cannot keep a file or artefacts under the storage's path."""
     uri = placement.tracking_uri or f"sqlite:///{storage}/mlflow.db"
-    too_long = len(os.fsencode(storage)) > MLFLOW_PATH
-    if uri.startswith("sqlite:") and (too_long or set("%?") & set(str(storage))):
-        raise ValueError(
-            f"MLflow cannot keep its file in the storage {storage}: it takes no path with % or ?, and at most "
-            f"{MLFLOW_PATH} bytes. Choose another --storage, or an MLflow server with --tracking-uri http://HOST:PORT"
-        )
+    for path in (uri.removeprefix("sqlite:///"), str(storage)) if uri.startswith("sqlite:") else ():
+        if len(os.fsencode(path)) > MLFLOW_PATH or set("%?") & set(path):
+            raise ValueError(
+                f"MLflow cannot keep its file or artefacts in {path}: it takes no path with % or ?, and at most "
+                f"{MLFLOW_PATH} bytes. Choose another --storage or --tracking-uri, e.g. a server: http://HOST:PORT"
+            )
     return uri
 
 

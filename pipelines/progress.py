@@ -60,8 +60,10 @@ def refusing(*errors: type[Exception]) -> Callable[[Callable[P, int]], Callable[
         @functools.wraps(main)
         def run(*args: P.args, **options: P.kwargs) -> int:
             try:
-                status = main(*args, **options)
-                sys.stdout.flush()
+                try:
+                    return main(*args, **options)
+                finally:
+                    sys.stdout.flush()
             except (*errors, BrokenPipeError) as error:
                 if isinstance(error, BrokenPipeError) and _reader_is_gone():  # `--help | head`
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +72,6 @@ def refusing(*errors: type[Exception]) -> Callable[[Callable[P, int]], Callable[
                     raise
                 complain(f"error: {error}")
                 return 2
-            return status
 
         return run
 

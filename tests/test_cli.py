@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import plan
 from compression import artifact
 from compression.methods import EPSD, Dense, EarlyPruning
 from compression.objectives import CrossEntropyConfig, CSKDConfig, PSKDConfig
@@ -448,9 +449,10 @@ def test_a_wrong_option_is_refused_before_anything_starts(argv: str, words: str,
         ("--storage /proc/x", "storage /proc/x cannot be written"),
         ("--storage s3://bucket/x", "is not a local folder: mount it"),
         ("--storage= --smoke", "storage is empty"),
-        ("--storage a%20b", "a%20b: it takes no path with % or ?"),
-        ("--storage what?x=1", "what?x=1: it takes no path with % or ?"),
+        ("--storage a%20b", "a%20b/mlflow.db: it takes no path with % or ?"),
+        ("--storage what?x=1", "what?x=1/mlflow.db: it takes no path with % or ?"),
         (f"--storage {'/'.join(['a' * 99] * 8)}", "at most 480 bytes. Choose another --storage"),
+        ("--tracking-uri sqlite:///a%20b.db", "in a%20b.db: it takes no path with % or ?"),
         (f"--storage {'b' * 800}", "cannot be written: File name too long; choose another with --storage"),
         ("--tracking-uri ./mlruns", "tracking URI './mlruns' is not supported: give sqlite:///FILE"),
         ("--smoke yes", "Unrecognized options: yes"),
@@ -489,6 +491,16 @@ def test_a_reader_that_goes_ends_a_command_quietly(capsys: pytest.CaptureFixture
     with os.fdopen(writing, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
         assert run.main([]) == 1
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
+def test_help_of_argparse_ends_quietly_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert plan.main(["--help"]) == 1
         monkeypatch.undo()
     assert capsys.readouterr().err == ""
 
