@@ -15,6 +15,7 @@ from benchmarks import tables
 from pipelines.cli import report
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement
+from pipelines.progress import refusing
 from pipelines.recipes import digits_epsd
 
 SUITE = "demo"
@@ -23,6 +24,7 @@ SEEDS = (0, 1)
 SEED_ON_RAY = 2
 
 
+@refusing(ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, make the table, say where everything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

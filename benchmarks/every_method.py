@@ -24,6 +24,7 @@ from pipelines.data.config import Images
 from pipelines.driver import run_experiments
 from pipelines.experiment import Experiment, Placement, Training
 from pipelines.optimizers import SGD, Cosine
+from pipelines.progress import refusing
 
 SUITE = "every_method"
 SPARSITY = 0.95
@@ -53,6 +54,7 @@ def experiments(root: Path, seeds: Sequence[int]) -> list[Experiment]:
     return found
 
 
+@refusing(ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, make the table, say where everything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
