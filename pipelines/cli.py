@@ -47,7 +47,7 @@ class Command:
     seeds: tuple[int, ...] = ()
     """several seeds in one command, in place of --seed: all runs once for each"""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """show every value of every run before the first starts"""
+    """first show every value of every run"""
 
     def experiments(self) -> list[Experiment]:
         """All runs of the command, seed by seed; teachers run when they are needed."""

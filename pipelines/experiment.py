@@ -61,8 +61,8 @@ class Experiment:
 
     method: MethodConfig = field(default_factory=EPSD)
     model: str = "resnet20"
-    """architecture, e.g. resnet20, vgg16, timm/NAME, torchvision/NAME, or your own as package.module:function, which is
-    called with num_classes=...; an unknown name lists them all"""
+    """resnet20, vgg16, timm/NAME, torchvision/NAME... (an unknown name lists them all), or your own network as
+    package.module:function"""
     data: Data = field(default_factory=Digits)
     training: Training = field(default_factory=Training)
     seed: int = 0

@@ -105,7 +105,6 @@ def imagenet_epsd(method: parts.Method = "epsd", *given: Any, **options: Any) ->
         ray job submit -- python pipelines/imagenet_epsd.py
         python pipelines/imagenet_epsd.py --data.root DIR --workers 8     # DIR holds train/ and val/, or the tars
         python pipelines/imagenet_epsd.py --data.root BETON --data.backend ffcv --workers 8   # BETON: prepare's output
-        python pipelines/imagenet_epsd.py --data.root BETON --schedule ffcv16 --method early_pruning --criterion snip
 
     With --smoke: scikit-learn's digits in ImageNet's layouts, through the same readers.
     """

@@ -50,7 +50,7 @@ ObjectiveTeacher = Annotated[
 Teacher = Annotated[str | None, arg(help="network of the teacher; None: the recipe's own")]
 Student = Annotated[str | None, arg(help="network of the student; None: the recipe's own")]
 Optimizer = Annotated[str, arg(help="sgd, adamw or another class of torch.optim")]
-Smoke = Annotated[bool, arg(help="run the whole path on real digits in less than a minute, without network access")]
+Smoke = Annotated[bool, arg(help="run the whole path on digits, in a minute")]
 
 
 def options_of(shared: Recipe) -> Callable[[Recipe], Recipe]:
