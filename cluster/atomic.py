@@ -58,6 +58,15 @@ def publish_files(folder: Path, target: Path, last: str) -> None:
         sync(target)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder and below it. The caller holds the lock that they all must hold."""
+    for path in [found for pattern in (".tmp-*", ".partial-*") for found in folder.rglob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder if it exists. It gets a hidden name first, so that a kill leaves no part of it under its name."""
     if folder.exists():

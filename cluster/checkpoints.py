@@ -11,13 +11,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from cluster.atomic import hidden_name, publish_folder, remove_folder, write_atomically
+from cluster.atomic import hidden_name, publish_folder, remove_folder, remove_leftovers, write_atomically
 from cluster.records import as_record, check_bytes, read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ FORMAT = 1
 
 SECONDS_TO_APPEAR = 10.0
 """How long a network filesystem may take to show a new file on another machine."""
+
+SEEN = ".seen-by-all-"
+"""Begin of the name of a file that every worker looks for."""
+
+OLD_SECONDS = 3600.0
+"""Age of files beside which nobody holds a lock, after which their writer is taken for dead."""
 
 _STEP = re.compile(r"(\.replaced-)?step-(\d{8,})")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -70,8 +76,7 @@ class CheckpointStore:
         for group in tensors:
             file_name(group)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".partial-*"):
-            shutil.rmtree(leftover)
+        remove_leftovers(self.folder)
         temporary = hidden_name(self.folder)
         try:
             temporary.mkdir()
@@ -86,7 +91,7 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._remove_others(step)
+        self.remove_others(step)
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint, or None. A broken one is skipped with a warning, ValueError if all are."""
@@ -113,7 +118,8 @@ class CheckpointStore:
         replaced_first = sorted(found, key=lambda item: item[0][1] is None)
         return {int(match[2]): path for match, path in replaced_first}
 
-    def _remove_others(self, step: int) -> None:
+    def remove_others(self, step: int) -> None:
+        """Keep the newest up to `step`. Also for a start after a kill that came between a checkpoint and this."""
         paths = self._paths()
         kept = sorted((s for s in paths if s <= step), reverse=True)[: self.keep]
         for other in set(paths) - set(kept):
@@ -158,6 +164,10 @@ def open_storage(root: str | Path) -> Path:
     folder = _local_folder(str(root))
     if reason := _not_writable(folder):
         raise ValueError(f"storage {folder} cannot be written: {reason}; choose another with --storage")
+    for left in [*folder.glob(".tmp-orchard.json-*"), *folder.glob(f"{SEEN}*")]:
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD_SECONDS:
+                left.unlink()
     marker = folder / "orchard.json"
     if not marker.exists():
         write_json(marker, {"format": FORMAT})
@@ -207,7 +217,7 @@ class Marker:
 @contextmanager
 def storage_marker(storage: str) -> Iterator[Marker]:
     """A marker with random content in the storage, inside the block."""
-    marker = Marker(os.path.join(storage, f".seen-by-all-{secrets.token_hex(8)}"), secrets.token_hex(16))
+    marker = Marker(os.path.join(storage, f"{SEEN}{secrets.token_hex(8)}"), secrets.token_hex(16))
     Path(marker.path).parent.mkdir(parents=True, exist_ok=True)
     Path(marker.path).write_text(marker.content)
     try:

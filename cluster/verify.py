@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from cluster.atomic import write_atomically
 from cluster.checkpoints import file_name
 from cluster.records import damaged, read_json, sha256
+from cluster.scratch import scratch
 
 NOT_NEEDED = "a finished run does not need it: delete {}"
 
@@ -79,8 +79,8 @@ def repair(run: Run, uri: str) -> list[str]:
     suites = [suite.experiment_id for suite in client.search_experiments()]
     for found in client.search_runs(suites, f"tags.`{IDENTITY}` = '{run.folder.name}'"):
         for name in [name for name in run.lost if name not in repaired]:
-            with tempfile.TemporaryDirectory(prefix="verify-") as folder, contextlib.suppress(MlflowException, OSError):
-                data = Path(client.download_artifacts(found.info.run_id, name, folder)).read_bytes()
+            with scratch("verify-") as folder, contextlib.suppress(MlflowException, OSError):
+                data = Path(client.download_artifacts(found.info.run_id, name, str(folder))).read_bytes()
                 if sha256(data) == run.files[name]:
                     write_atomically(run.folder / name, data)
                     repaired.append(name)

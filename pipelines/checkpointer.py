@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Checkpointer:
         else:
             self.position = Position(**self.checkpoint.state)
             model.load_state_dict(self.checkpoint.tensors["weights"])
+            context.on_first_worker(partial(self.store.remove_others, self.checkpoint.step))
             if not self.position.finished:
                 context.note(f"{stage.stage} resumes from its checkpoint of step {self.checkpoint.step}")
         self.started = time.perf_counter() - self.position.seconds

@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.atomic import write_atomically
 from cluster.checkpoints import open_storage
 from cluster.group import Group
 from cluster.launch import launch
@@ -121,7 +120,8 @@ def _launch(work: Sequence[Work], group: Group, publisher: Publisher, console: C
             if outcome.error is not None:
                 progress(index, {"kind": "failed", "error": outcome.error})
             if outcome.traceback is not None:
-                write_atomically(folder.error, outcome.traceback.encode())
+                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.error.write_text(outcome.traceback)
     return outcomes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.atomic import write_atomically
+from cluster.atomic import remove_leftovers, write_atomically
 from cluster.lock import lock
 from cluster.records import write_record
 from cluster.worker import Worker
@@ -81,6 +81,7 @@ def _lock(session: ExperimentSession) -> Iterator[None]:
 
         def acquire() -> None:
             held.enter_context(lock(session.folder.lock, lambda text: session.emit(kind="waiting", text=text)))
+            remove_leftovers(session.folder.path)
 
         session.on_first_worker(acquire)
         yield

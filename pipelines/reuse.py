@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.atomic import remove_leftovers
+from cluster.lock import lock
 from cluster.records import as_json, damaged, read_json, sha256, sha256_of, write_record
 from compression.artifact import FILES
 from compression.models import own
@@ -183,7 +185,9 @@ class _Memory:
         """since: when the reading of the files began, in seconds since 1970."""
         settled = self._newest < since - SETTLED_SECONDS
         if self._any and settled and self.read(what) != fingerprint:
-            write_record(self._path(what), {"what": what, "files": self._stamp, "fingerprint": fingerprint})
+            with lock(self._folder / "lock"):
+                remove_leftovers(self._folder)
+                write_record(self._path(what), {"what": what, "files": self._stamp, "fingerprint": fingerprint})
 
     def read(self, what: str) -> str | None:
         path = self._path(what)

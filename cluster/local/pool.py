@@ -23,6 +23,7 @@ from cluster.environment import LOOPBACK, SHUTDOWN_GRACE_SECONDS, environment, t
 from cluster.group import Group
 from cluster.local.worker import WorkerSpec, run_worker
 from cluster.outcomes import OutcomeTracker, death_notice
+from cluster.scratch import scratch
 from cluster.stopping import stop_on_sigterm
 from cluster.worker import STOPPED, Body, OnEvent, Outcome
 
@@ -43,7 +44,7 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
             f"--workers {group.workers} needs as many GPUs, this machine has {count}: use --workers {count}"
         )
     tracker = OutcomeTracker(len(items), group.world_size)
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder, stop_on_sigterm() as stop_signal:
+    with scratch("launch-") as folder, stop_on_sigterm() as stop_signal:
         pool = WorkerPool(body, items, group, tracker, folder)
         deadline = math.inf
         try:
@@ -68,7 +69,7 @@ def run_on_processes(body: Body, items: Sequence[Any], group: Group, on_event: O
 class WorkerPool:
     """The worker groups, the items that wait for one, and the replacement of a group that lost a worker."""
 
-    def __init__(self, body: Body, items: Sequence[Any], group: Group, tracker: OutcomeTracker, folder: str) -> None:
+    def __init__(self, body: Body, items: Sequence[Any], group: Group, tracker: OutcomeTracker, folder: Path) -> None:
         self._items, self._group, self._tracker = items, group, tracker
         self._waiting = deque(range(len(items)))
         self._failures, self._stopping = 0, False
@@ -140,7 +141,7 @@ class _WorkerGroup:
     dead: the ranks whose pipes are closed.
     """
 
-    def __init__(self, slot: int, body: Body, group: Group, folder: str) -> None:
+    def __init__(self, slot: int, body: Body, group: Group, folder: Path) -> None:
         self._slot, self._body, self._group, self._folder = slot, body, group, folder
         self.item: int | None = None
         self.processes: list[SpawnProcess] = []
