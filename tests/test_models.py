@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -257,5 +258,6 @@ def test_a_name_imports_only_its_own_hub():
     [("timm/resnet10t", "checkpoint_path"), ("timm/resnet10t", "pretrained_cfg"), ("torchvision/resnet18", "weights")],
 )
 def test_an_artefact_cannot_make_a_hub_open_files(name: str, argument: str):
+    arguments: dict[str, Any] = {argument: "/etc/passwd"}
     with pytest.raises(ValueError, match=f"{argument} is no argument that .* use .*drop"):
-        models.build(name, 10, **{argument: "/etc/passwd"})
+        models.build(name, 10, **arguments)
