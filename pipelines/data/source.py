@@ -186,9 +186,10 @@ class Upright(Files):
 
     def encoded(self, row: int) -> bytes | None:
         """None for a file that must be turned: its bytes are not those of the image."""
-        with opened(self.path(row), self.name(row)) as image:
+        data = self.path(row).read_bytes()
+        with opened(io.BytesIO(data), self.name(row)) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return None if turned else super().encoded(row)
+        return None if turned else data
 
     def image(self, row: int) -> Image.Image:
         return decoded(self.path(row), self.name(row), upright=True)
