@@ -53,8 +53,6 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
-    checked: bool = True
-    """it was compared with its sha256; checkpoints of earlier versions have none"""
 
 
 class CheckpointStore:
@@ -131,7 +129,7 @@ def _read(step: int, folder: Path) -> Checkpoint:
     files = record.get("files", {})  # checkpoints of earlier versions have none
     names = {group: f"{file_name(group)}.safetensors" for group in record["groups"]}
     tensors = {group: load_tensors(folder / name, files.get(name)) for group, name in names.items()}
-    return Checkpoint(step, tensors, record["state"], checked=all(name in files for name in names.values()))
+    return Checkpoint(step, tensors, record["state"])
 
 
 def save_tensors(path: Path, mapping: Mapping[str, Tensor]) -> str:

@@ -315,3 +315,28 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_storage_that_is_no_local_folder_is_refused(root: str | Path) -> None:
     with pytest.raises(ValueError, match="--storage"):
         open_storage(root)
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "state.json"])
+def test_one_flipped_bit_is_noticed(tmp_path: Path, damage: str) -> None:
+    """The file can still be read: only its checksum tells."""
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(step, some_tensors(step), {"seconds": 12.5})
+    path = tmp_path / "step-00000002" / damage
+    content = bytearray(path.read_bytes())
+    at = content.index(b"2.5") if damage == "state.json" else len(content) - 1
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-00000002 is broken .*(is damaged|checksum)"):
+        found = store.latest()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path).save(1, some_tensors(1), {"epoch": 3})
+    write_json(tmp_path / "step-00000001/state.json", {"groups": ["model", "objective.rank0"], "state": {"epoch": 3}})
+    found = CheckpointStore(tmp_path).latest()
+    assert found is not None
+    assert found.state == {"epoch": 3}
