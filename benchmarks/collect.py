@@ -32,6 +32,7 @@ TAGS: dict[str, type] = {
     "dirty": bool,
     "hardware": str,
     "versions": str,
+    "data_fingerprint": str,
 }
 """Columns that are tags of a run."""
 
@@ -63,17 +64,28 @@ METRICS: dict[str, tuple[str, type]] = {
 def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
     """Merge the finished runs of `suite` into `parquet`; how many there are.
 
-    Of several runs of one suite and identity the one that was started last is kept; other rows stay. Equal content
-    gives equal bytes. ValueError: there is no store, no such suite or no finished run, or the file has other columns.
+    Of several runs of one suite, identity and data the one that was started last is kept; other rows stay, but those
+    of runs that were deleted or replaced in MLflow go. Equal content gives equal bytes.
+    ValueError: there is no store, no such suite or no finished run, or the file has other columns.
     """
-    found = [run for run in tracker(tracking_uri).search(suite) if run["status"] == "FINISHED"]
-    rows = [_row(suite, run) for run in found if "identity" in run["tags"]]
+    store = tracker(tracking_uri)
+    rows = finished(store, suite)
+    leave = store.gone(suite) | {row["run_id"] for row in rows}
+    before = read_runs(parquet) if parquet.exists() else []
+    all_rows = [*(row for row in before if row["run_id"] not in leave), *rows]
+    newest = {(row["suite"], row["identity"], row["data_fingerprint"] or ""): row for row in sorted(all_rows, key=_age)}
+    merged = [newest[place] for place in sorted(newest)]
+    if merged != before:
+        _write_runs(parquet, merged)
     if not rows:
         raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
-    all_rows = [*(read_runs(parquet) if parquet.exists() else []), *rows]
-    newest = {(row["suite"], row["identity"]): row for row in sorted(all_rows, key=_age)}
-    _write_runs(parquet, [newest[place] for place in sorted(newest)])
     return len(rows)
+
+
+def finished(store: Tracker, suite: str) -> list[Row]:
+    """One row for each finished run of `suite`. ValueError if there is no such suite."""
+    found = [run for run in store.search(suite) if run["status"] == "FINISHED"]
+    return [_row(suite, run) for run in found if "identity" in run["tags"]]
 
 
 def tracker(tracking_uri: str) -> Tracker:
@@ -84,7 +96,7 @@ def tracker(tracking_uri: str) -> Tracker:
 
 
 def read_runs(parquet: Path) -> list[Row]:
-    """The rows of `parquet`. A metric that an older file does not have is None.
+    """The rows of `parquet`. What an older file does not have is None.
 
     ValueError: the file is missing or damaged, or has other columns than `schema()`.
     """
@@ -97,7 +109,8 @@ def read_runs(parquet: Path) -> list[Row]:
         table = pq.read_table(parquet)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{parquet} is no complete Parquet file: {error}") from error
-    later = [field for field in schema() if field.name in METRICS and field.name not in table.schema.names]
+    late = {*METRICS, "data_fingerprint"}
+    later = [field for field in schema() if field.name in late and field.name not in table.schema.names]
     for field in later:  # the file is older than the column
         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     if later and set(table.schema.names) == set(schema().names):
@@ -143,7 +156,7 @@ def _row(suite: str, run: Row) -> Row:
 
 
 def _parsed(run_id: str, tag: str, kind: type, text: str | None) -> Any:
-    if text is None:
+    if text is None or (text == "unknown" and kind is not str):
         return None
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)

@@ -4,80 +4,18 @@ import argparse
 import csv
 import difflib
 import io
-import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.collect import collect, read_runs, tracker
+from benchmarks.rows import MARKS, Row, build, plain
 from benchmarks.suites import TABLES, Column, Table
 from cluster.atomic import write_atomically
 from compression.choose import choose
 from pipelines.progress import refusing
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-DIRTY = " †"
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ only by seed (and by what the table does not look at)."""
-
-    runs: tuple[dict[str, Any], ...]
-
-    @property
-    def seeds(self) -> str:
-        return " ".join(_plain(run["seed"]) or "?" for run in self.runs)
-
-    @property
-    def run_ids(self) -> list[str]:
-        return [run["run_id"] for run in self.runs]
-
-    @property
-    def dirty(self) -> bool:
-        return any(run["dirty"] for run in self.runs)
-
-    def mean_and_std(self, column: Column) -> tuple[float | None, float | None]:
-        """Mean and sample standard deviation (n - 1; None for one run).
-
-        Both are None if a run lacks the number: n, which the table shows beside them, counts all runs.
-        """
-        values = [run[column.field] for run in self.runs]
-        if None in values:
-            return None, None
-        scaled = [value * column.scale for value in values]
-        mean = math.fsum(scaled) / len(scaled)
-        if len(scaled) == 1:
-            return mean, None
-        return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / (len(scaled) - 1))
-
-
-def build(table: Table, runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """The rows of `table`: dense ones first, then by the fields that make a row. ValueError: there are no runs.
-
-    Runs with other parameters than the seed are never one row, even where the table does not show them.
-    """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in (run for run in runs if run["suite"] == table.suite):
-        others = {name: value for name, value in json.loads(run["params"] or "{}").items() if name != "seed"}
-        key = (*(run[field] for field in table.rows), json.dumps(others, sort_keys=True))
-        groups.setdefault(key, []).append(run)
-    if not groups:
-        raise ValueError(
-            f"there are no runs of suite {table.suite!r}: run its experiments, then collect them by --tracking-uri "
-            f"or --storage"
-        )
-
-    def order(key: tuple[Any, ...]) -> list[Any]:
-        return [groups[key][0]["method"] != "dense", *((value is None, value) for value in key)]
-
-    def by_seed(run: dict[str, Any]) -> tuple[Any, ...]:
-        return run["seed"] is None, run["seed"], run["run_id"]
-
-    return [Row(tuple(sorted(groups[key], key=by_seed))) for key in sorted(groups, key=order)]
 
 
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
@@ -93,11 +31,13 @@ def as_csv(table: Table, rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     others = [name for column in table.columns for name in names(column)]
-    writer.writerow([*table.rows.values(), *names(table.headline), "n", "seeds", *others, "dirty", "run_ids"])
+    writer.writerow([*table.rows.values(), *names(table.headline), "n", "seeds", *others, "dirty", "marks", "run_ids"])
     for row in rows:
-        keys = [_plain(row.runs[0][field]) for field in table.rows]
+        keys = [plain(row.runs[0][field]) for field in table.rows]
         others = [cell for column in table.columns for cell in cells(row, column)]
-        end = [str(row.dirty).lower(), " ".join(row.run_ids)]
+        marks = [f"{name}: {text}" if text != name else name for name, text in row.marks().items()]
+        marks += [row.others] if row.others else []
+        end = ["" if row.dirty is None else str(row.dirty).lower(), "; ".join(marks), " ".join(row.run_ids)]
         writer.writerow([*keys, *cells(row, table.headline), len(row.runs), row.seeds, *others, *end])
     return buffer.getvalue()
 
@@ -214,21 +154,21 @@ def _cells(table: Table, row: Row) -> list[str]:
         text = f"{mean:,.{column.digits}f}"
         return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
 
-    label, *keys = [_plain(row.runs[0][field]) or "-" for field in table.rows]
-    first, others = label + (DIRTY if row.dirty else ""), [readable(column) for column in table.columns]
+    label, *keys = [plain(row.runs[0][field]) or "-" for field in table.rows]
+    marks = "".join(MARKS[name].symbol for name in row.marks())
+    first = " ".join(part for part in (label, f"({row.others})" if row.others else "", marks) if part)
+    others = [readable(column) for column in table.columns]
     return [first, *keys, readable(table.headline), str(len(row.runs)), row.seeds, *others]
 
 
 def _notes(table: Table, rows: Sequence[Row]) -> list[str]:
     notes = [line for note in table.notes for line in (note, "")]
     notes += ["Means over n runs; ± is the sample standard deviation (n - 1)."]
-    return notes + (["", f"{DIRTY.strip()} run from an uncommitted tree"] if any(row.dirty for row in rows) else [])
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    for name, mark in MARKS.items():
+        told = sorted({text for row in rows if (text := row.marks().get(name))} - {name, "unknown"})
+        if any(name in row.marks() for row in rows):
+            notes += ["", f"{mark.symbol} {mark.text}" + (f": {'; '.join(told)}" if told else "")]
+    return notes
 
 
 if __name__ == "__main__":

@@ -1,126 +1,132 @@
 """Tracker: copies runs from the storage to MLflow.
 
 The storage is the record. MLflow is a copy that may lag behind or be lost. So `sync` is idempotent: it finds a run by
-its identity, and writes only what is missing.
+its identity, and writes only what is missing. What MLflow has is never changed: a record that says something else is
+another execution, thus a new MLflow run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import os
-import re
-import sqlite3
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cluster.lock import lock
+from cluster.mlflow_store import artifact_location, open_store, page, reaching, without_password
+from cluster.run_record import EXECUTION, DamagedError, Metric, Point, RunRecord, equal, hash_of
+
+__all__ = ["IDENTITY", "DamagedError", "Metric", "RunRecord", "Tracker"]
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 PREFIX = "orchard."
 IDENTITY = PREFIX + "identity"
 SYNCED = PREFIX + "synced"
-SQLITE = "sqlite:///"
+FILES = PREFIX + "files"
+"""JSON: name of an artefact -> sha256 of what was uploaded."""
+REPLACED = PREFIX + "replaced_by"
+"""The MLflow run of a later execution with the same identity."""
 
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-"""Set where unset: with MLflow's 7 retries of 120 s a driver would hang for many minutes if the server is gone."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of a run; `timestamp_ms` is milliseconds since 1970, UTC."""
-
-    key: str
-    step: int
-    value: float
-    timestamp_ms: int
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What the driver knows about one run.
-
-    identity: 16 hexadecimal digits, unique in a suite.
-    params: the experiment, flattened to dotted names; never changes for one identity.
-    tags: where and how it ran; updated until the run is synced as FINISHED.
-    metrics: the whole history; the first value of each (key, step) is written, and never changed.
-    artifacts: files with different names, uploaded when the run is FINISHED.
-    """
-
-    identity: str
-    name: str
-    params: Mapping[str, str | int | float | bool | None]
-    tags: Mapping[str, str]
-    metrics: Sequence[Metric]
-    status: Literal["RUNNING", "FINISHED", "FAILED"]
-    artifacts: Sequence[Path] = ()
+KIND = ("mlflow.experimentKind", "custom_model_development")
+"""Tag of an experiment with which MLflow's UI shows its runs; without, it shows language models' traces."""
 
 
 class Tracker:
-    """MLflow at one tracking URI; each suite is an MLflow experiment, each identity in it one run.
+    """MLflow at one tracking URI; each suite is an MLflow experiment, each execution of an identity in it one run.
 
-    uri: `sqlite:///FILE` or `http(s)://HOST:PORT`.
-    artifact_root: folder for the artifacts of a SQLite store; a server has its own.
+    uri: `sqlite:///FILE`, with the artefacts beside the file, or `http(s)://HOST:PORT`.
 
     ValueError for an unsupported URI, ConnectionError if the server does not answer; both name the URI.
     """
 
-    def __init__(self, uri: str, artifact_root: Path | None = None) -> None:
-        self.uri = _without_password(uri)
-        is_file = uri.startswith(SQLITE) and uri != SQLITE
-        if not is_file and not uri.startswith(("http://", "https://")):
-            raise ValueError(f"tracking URI {self.uri!r} is not supported: give sqlite:///FILE or http(s)://HOST:PORT")
-        self._artifact_location = str(artifact_root) if artifact_root and is_file else None
+    def __init__(self, uri: str) -> None:
+        self.uri = without_password(uri)
+        self._uri = uri
         self._experiments: dict[str, str] = {}
-        with self._reaching():
-            self._client = _open_file(Path(uri.removeprefix(SQLITE))) if is_file else _client(uri)
+        with reaching(uri):
+            self._client = open_store(uri)
             self._client.search_experiments(max_results=1)
 
     def sync(self, suite: str, record: RunRecord) -> str:
-        """Write what MLflow does not have of `record`; returns the MLflow run id. A synced run costs one search."""
-        digest = _digest(record)
-        with self._reaching():
+        """Write what MLflow does not have of `record`; returns the MLflow run id. A synced run costs one search.
+
+        If MLflow's runs of this identity have other numbers, params, data or files than the record, they are of other
+        executions: the record becomes a new run, and they are tagged as replaced by it.
+        DamagedError if a file to be sent is not what the record says. Then MLflow keeps its own copy.
+        """
+        files = record.files()
+        digest = record.digest(files)
+        with reaching(self._uri):
             experiment = self._experiment(suite)
-            run = self._find(experiment, record.identity) or self._create(experiment, record)
-            if run.data.tags.get(SYNCED) != digest:
-                self._write(run, record)
-                # Last: a driver that dies before this writes everything again.
-                self._client.set_tag(run.info.run_id, SYNCED, digest)
+            runs = self._search(experiment, f"tags.`{IDENTITY}` = '{record.identity}'")
+            run = next((run for run in runs if run.data.tags.get(SYNCED) == digest), None)
+            if run is not None:
+                return run.info.run_id
+            for run in sorted(runs, key=lambda run: REPLACED in run.data.tags):
+                history = self._history(run, record)
+                if _agree(run, record, history):
+                    break
+            else:
+                run, history = self._create(experiment, record), {}
+                for other in runs:
+                    if REPLACED not in other.data.tags:
+                        self._client.set_tag(other.info.run_id, REPLACED, run.info.run_id)
+            self._write(run, record, history, files)
+            # Last: a driver that dies before this writes everything again.
+            self._client.set_tag(run.info.run_id, SYNCED, digest)
         return run.info.run_id
+
+    def page(self, suite: str, run_id: str | None = None) -> str:
+        """The address of a run, or of all runs of a suite, in MLflow's UI."""
+        with reaching(self._uri):
+            return page(self._uri, self._experiment(suite), run_id)
 
     def suites(self) -> set[str]:
         """The names of all experiments in this store."""
-        with self._reaching():
+        with reaching(self._uri):
             return {experiment.name for experiment in self._client.search_experiments()}
 
     def search(self, suite: str) -> list[dict[str, Any]]:
-        """Every run of `suite`: run_id, name, status, started_ms, ended_ms, params, tags (ours, without prefix) and
-        metrics (the value at the highest step of each). ValueError if there is no such suite."""
-        with self._reaching():
+        """Every run of `suite` but deleted and replaced ones: run_id, name, status, started_ms, ended_ms, params, tags
+        (ours, without prefix) and metrics (the value at the highest step of each).
+
+        ValueError if there is no such suite.
+        """
+        return [_as_dict(run) for run in self._all(suite)[0]]
+
+    def gone(self, suite: str) -> set[str]:
+        """The ids of the deleted and the replaced runs of `suite`. ValueError if there is no such suite."""
+        return {run.info.run_id for run in self._all(suite)[1]}
+
+    def _all(self, suite: str) -> tuple[list[Run], list[Run]]:
+        """The runs of a suite that count, and those that do not: deleted, or replaced by one that is not deleted."""
+        from mlflow.entities import ViewType
+
+        with reaching(self._uri):
             experiment = self._client.get_experiment_by_name(suite)
             if experiment is None:
                 known = ", ".join(sorted(self.suites())) or "none"
                 raise ValueError(f"there is no suite {suite!r} in {self.uri}; it has: {known}")
-            runs, token = [], None
-            while True:
-                page = self._client.search_runs([experiment.experiment_id], page_token=token)
-                runs += [_as_dict(run) for run in page]
-                token = page.token
-                if not token:
-                    return runs
+            runs = self._search(experiment.experiment_id, "", ViewType.ALL)
+        alive = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
+        counting = {run.info.run_id for run in runs if run.data.tags.get(REPLACED) not in alive} & alive
+        return (
+            [run for run in runs if run.info.run_id in counting],
+            [run for run in runs if run.info.run_id not in counting],
+        )
+
+    def _search(self, experiment: str, which: str, view: int = 1) -> list[Run]:
+        """The runs of an experiment, the latest first; view 1: without deleted ones."""
+        runs, token = [], None
+        while True:
+            found = self._client.search_runs([experiment], which, view, page_token=token)
+            runs += found
+            token = found.token
+            if not token:
+                return runs
 
     def _experiment(self, suite: str) -> str:
         """The MLflow id of `suite`, which is created if missing."""
@@ -131,7 +137,7 @@ class Tracker:
         found = self._client.get_experiment_by_name(suite)
         if found is None:
             try:
-                self._client.create_experiment(suite, artifact_location=self._artifact_location)
+                self._client.create_experiment(suite, artifact_location(self._uri), tags=dict([KIND]))
             except MlflowException as error:
                 # another driver may have been faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -143,127 +149,114 @@ class Tracker:
                 f"MLflow experiment {suite!r} in {self.uri} is deleted: restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give the suite another name"
             )
+        if KIND[0] not in found.tags:
+            self._client.set_experiment_tag(found.experiment_id, *KIND)
         self._experiments[suite] = found.experiment_id
         return found.experiment_id
 
-    def _find(self, experiment: str, identity: str) -> Run | None:
-        runs = self._client.search_runs([experiment], f"tags.`{IDENTITY}` = '{identity}'", max_results=1)
-        return runs[0] if runs else None
-
     def _create(self, experiment: str, record: RunRecord) -> Run:
+        from mlflow.entities import Dataset, DatasetInput
+
         started = min((m.timestamp_ms for m in record.metrics), default=_now_ms())
         tags = {IDENTITY: record.identity, "mlflow.source.name": "orchard", "mlflow.source.type": "LOCAL"}
+        tags |= {PREFIX + key: record.tags[key] for key in EXECUTION if key in record.tags}
         if "commit" in record.tags:
-            tags["mlflow.source.git.commit"] = record.tags["commit"]
-        return self._client.create_run(experiment, start_time=started, tags=tags, run_name=record.name)
+            tags["mlflow.source.git.commit"] = record.tags["commit"].rpartition(", ")[2]
+        if record.note:
+            tags["mlflow.note.content"] = record.note
+        run = self._client.create_run(experiment, start_time=started, tags=tags, run_name=record.name)
+        if record.dataset:
+            fingerprint = record.tags.get("data_fingerprint", "unknown")
+            dataset = Dataset(_cut(record.dataset, 500), fingerprint[:36], "orchard", json.dumps({}))
+            self._client.log_inputs(run.info.run_id, [DatasetInput(dataset, [])])
+        return run
 
-    def _write(self, run: Run, record: RunRecord) -> None:
+    def _history(self, run: Run, record: RunRecord) -> dict[Point, float]:
+        """(key, step) -> value, of those keys that the record has."""
+        return {
+            (key, m.step): m.value
+            for key in {m.key for m in record.metrics} & set(run.data.metrics)
+            for m in self._client.get_metric_history(run.info.run_id, key)
+        }
+
+    def _write(self, run: Run, record: RunRecord, history: Mapping[Point, float], files: Mapping[str, str]):
         from mlflow.entities import Metric as MlflowMetric
         from mlflow.entities import Param, RunTag
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+        from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
         run_id = run.info.run_id
         if record.status == "RUNNING" and run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
-        params = {key: _cut(str(value), MAX_PARAM_VAL_LENGTH) for key, value in record.params.items()}
-        for key, value in run.data.params.items():
-            assert params.get(key, value) == value, f"{record.identity}: param {key} was {value!r}, now {params[key]!r}"
-        missing = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+        missing = [Param(key, value) for key, value in _params(record).items() if key not in run.data.params]
         tags = [RunTag(PREFIX + key, _cut(value, MAX_TAG_VAL_LENGTH)) for key, value in record.tags.items()]
-        metrics = [MlflowMetric(m.key, m.value, m.timestamp_ms, m.step) for m in self._missing_metrics(run, record)]
+        new = [metric for point, metric in record.points().items() if point not in history]
         # One kind per request, as MLflow limits a request to a megabyte. The client splits each kind into chunks.
         self._client.log_batch(run_id, params=missing)
         self._client.log_batch(run_id, tags=tags)
-        self._client.log_batch(run_id, metrics=metrics)
+        self._client.log_batch(run_id, metrics=[MlflowMetric(m.key, m.value, m.timestamp_ms, m.step) for m in new])
         if record.status == "FINISHED":
-            self._upload(run_id, record.artifacts)
+            self._upload(run, record, files)
+            self._show_model(run, record)
         if record.status != "RUNNING" and run.info.status != record.status:
             ended = max((m.timestamp_ms for m in record.metrics), default=_now_ms())
             self._client.set_terminated(run_id, status=record.status, end_time=ended)
 
-    def _missing_metrics(self, run: Run, record: RunRecord) -> list[Metric]:
-        tracked = {
-            (key, m.step)
-            for key in {m.key for m in record.metrics} & set(run.data.metrics)
-            for m in self._client.get_metric_history(run.info.run_id, key)
-        }
-        first: dict[tuple[str, int], Metric] = {}
-        for metric in record.metrics:
-            first.setdefault((metric.key, metric.step), metric)
-        return [metric for point, metric in first.items() if point not in tracked]
-
-    def _upload(self, run_id: str, artifacts: Sequence[Path]) -> None:
-        assert len({path.name for path in artifacts}) == len(artifacts), f"artifacts share a name: {artifacts}"
-        if not artifacts:
+    def _upload(self, run: Run, record: RunRecord, files: Mapping[str, str]) -> None:
+        """Send what MLflow does not have. A file that is not what the record says never replaces MLflow's copy."""
+        if not files:
             return
-        stored = {info.path: info.file_size for info in self._client.list_artifacts(run_id)}
-        for path in artifacts:
-            # another size: the upload was interrupted
-            if stored.get(path.name) != path.stat().st_size:
-                self._client.log_artifact(run_id, str(path))
+        sent, names = _sent(run), {info.path for info in self._client.list_artifacts(run.info.run_id)}
+        for path in record.artifacts:
+            stored = path.name in names
+            if stored and path.name not in sent and SYNCED in run.data.tags:
+                sent[path.name] = self._hash_of_copy(run, path.name)
+            if stored and sent.get(path.name) == files[path.name]:
+                continue
+            if files[path.name] != sent.get(path.name, files[path.name]) or hash_of(path) != files[path.name]:
+                raise DamagedError(f"{path} is damaged: it is not the file that its run recorded, and is not sent")
+            self._client.log_artifact(run.info.run_id, str(path))
+        self._client.set_tag(run.info.run_id, FILES, json.dumps(files))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Turns MLflow's errors into errors that name the URI."""
-        from mlflow.exceptions import MlflowException
+    def _hash_of_copy(self, run: Run, name: str) -> str:
+        """Of a file that MLflow has from before hashes were recorded."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hash_of(Path(self._client.download_artifacts(run.info.run_id, name, folder)))
 
-        try:
-            yield
-        except MlflowException as error:
-            reason = _without_password(str(error)).strip().partition("\n")[0][:500]
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise ValueError(f"MLflow at {self.uri} refused a value: {reason}") from error
-            raise ConnectionError(
-                f"MLflow at {self.uri} cannot be used: {reason}. Is it running, and is --tracking-uri right?"
-            ) from error
+    def _show_model(self, run: Run, record: RunRecord) -> None:
+        """Fill MLflow's column of models, once."""
+        from mlflow.entities import LoggedModelOutput
 
-
-def _client(uri: str) -> MlflowClient:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # at INFO both report each table that they create
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+        if not record.model or (run.outputs is not None and run.outputs.model_outputs):
+            return
+        made = self._client.create_logged_model(run.info.experiment_id, record.model, run.info.run_id)
+        self._client.finalize_logged_model(made.model_id, "READY")
+        last = max((m.step for m in record.metrics), default=0)
+        self._client.log_outputs(run.info.run_id, [LoggedModelOutput(made.model_id, last)])
 
 
-def _open_file(path: Path) -> MlflowClient:
-    """A client of the SQLite store `path`, which is created if missing; ValueError if it cannot be opened.
-
-    MLflow creates a database by dozens of migrations. Two drivers at once, or a kill in between, would leave one that
-    never opens again. So it is created under a lock and a temporary name.
-    """
-    try:
-        with lock(path.with_name(f"{path.name}.lock")):
-            if path.exists():
-                # MLflow would try for minutes to open a file that is no database
-                with closing(sqlite3.connect(path)) as connection:
-                    connection.execute("PRAGMA schema_version")
-            else:
-                fresh = path.with_name(f".tmp-{path.name}")
-                fresh.unlink(missing_ok=True)
-                fresh.with_name(f"{fresh.name}-journal").unlink(missing_ok=True)
-                _client(f"{SQLITE}{fresh}")
-                os.rename(fresh, path)
-            return _client(f"{SQLITE}{path}")
-    except (OSError, sqlite3.Error) as error:
-        raise ValueError(
-            f"tracking store {path} cannot be opened ({error}): give a SQLite file in a folder that can be written"
-        ) from error
+def _agree(run: Run, record: RunRecord, history: Mapping[Point, float]) -> bool:
+    """Whether a run can be an earlier state of `record`: it began as the record did, and what both have is equal."""
+    params, points, sent = _params(record), record.points(), _sent(run)
+    ended, began = run.info.end_time, int(record.tags.get("started_ms", 0))
+    return (
+        (ended is None or ended >= began or PREFIX + "started_ms" in run.data.tags)  # older runs do not have the tag
+        and all(run.data.tags.get(PREFIX + key, tag) == tag for key, tag in record.tags.items() if key in EXECUTION)
+        and all(params.get(key, value) == value for key, value in run.data.params.items())
+        and all(sent.get(name, sha256) == sha256 for name, sha256 in record.hashes.items())
+        and all(equal(points[point].value, value) for point, value in history.items() if point in points)
+        and (record.status != "FINISHED" or history.keys() <= points.keys())
+    )
 
 
-def _without_password(text: str) -> str:
-    """`text` with user and password of each URL hidden, as errors end up in logs. A password may contain an @."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+def _sent(run: Run) -> dict[str, str]:
+    """Name -> sha256 of the artefacts that were uploaded."""
+    return json.loads(run.data.tags.get(FILES, "{}"))
 
 
-def _digest(record: RunRecord) -> str:
-    """Changes if there is more to write of a run."""
-    points = sorted({(m.key, m.step) for m in record.metrics})
-    files = sorted((path.name, path.stat().st_size) for path in record.artifacts if record.status == "FINISHED")
-    return hashlib.sha256(json.dumps([record.status, points, files]).encode()).hexdigest()[:16]
+def _params(record: RunRecord) -> dict[str, str]:
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    return {key: _cut(str(value), MAX_PARAM_VAL_LENGTH) for key, value in record.params.items()}
 
 
 def _cut(text: str, limit: int) -> str:

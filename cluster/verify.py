@@ -70,7 +70,8 @@ def repair(run: Run, uri: str) -> list[str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from cluster.tracking import IDENTITY, SQLITE, Tracker
+    from cluster.mlflow_store import SQLITE
+    from cluster.tracking import IDENTITY, Tracker
 
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         raise ValueError(f"there is no MLflow at {uri}: give its address after --repair")

@@ -33,9 +33,6 @@ IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 MAX_FAILURES_ON_RAY = 3
 """Clusters lose machines as a matter of course, but a bug of our own would come back each time."""
 
-MLFLOW_PATH = 480
-"""Longest path in bytes of a storage with MLflow's file in it: SQLite takes 512 with the name of its journal."""
-
 STOPPED_STATUS = 128 + signal.SIGTERM
 """Exit status after SIGTERM, as in a shell."""
 
@@ -80,7 +77,7 @@ def run_experiments(
             say(console, f"already finished: {experiment.name}")
 
     check_before_workers(experiments, storage, group.world_size)
-    publisher = Publisher(tracking_uri(placement, storage), storage, suite, console)
+    publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", suite, console)
     todo = [number for number, end in enumerate(ended) if not end.before]
     outcomes: list[Outcome] = []
     if todo:
@@ -127,18 +124,6 @@ def _launch(work: Sequence[Work], group: Group, publisher: Publisher, console: C
 
 def _teachers(folder: RunFolder, storage: Path) -> Iterable[RunFolder]:
     return closure(folder, lambda name: RunFolder(storage, name))
-
-
-def tracking_uri(placement: Placement, storage: Path) -> str:
-    """MLflow's address. ValueError: it cannot keep a file or artefacts under the storage's path."""
-    uri = placement.tracking_uri or f"sqlite:///{storage}/mlflow.db"
-    for path in (uri.removeprefix("sqlite:///"), str(storage)) if uri.startswith("sqlite:") else ():
-        if len(os.fsencode(path)) > MLFLOW_PATH or set("%?") & set(path):
-            raise ValueError(
-                f"MLflow cannot keep its file or artefacts in {path}: it takes no path with % or ?, and at most "
-                f"{MLFLOW_PATH} bytes. Choose another --storage or --tracking-uri, e.g. a server: http://HOST:PORT"
-            )
-    return uri
 
 
 def check_storage_outlives_job(storage: str) -> None:

@@ -3,14 +3,19 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from cluster.tracking import Metric, RunRecord, Tracker
+from cluster.mlflow_store import database_of
+from cluster.tracking import DamagedError, Metric, RunRecord, Tracker
 from pipelines.progress import say
 from pipelines.run_folder import RunFolder
+
+PLAIN = ("Experiment", "Training", "Augmentation")
+"""Classes of which there is only one: their names tell nothing."""
 
 Status = Literal["RUNNING", "FINISHED", "FAILED"]
 
@@ -24,11 +29,11 @@ SECONDS_AFTER_FAILURE = 300.0
 class Publisher:
     """Writes the runs of one suite to one MLflow store. Only the driver uses it."""
 
-    def __init__(self, uri: str, storage: Path, suite: str, console: Console) -> None:
+    def __init__(self, uri: str, suite: str, console: Console) -> None:
+        database_of(uri)  # ValueError now, before anything is computed
         self.uri = uri
         self.suite = suite
         self.console = console
-        self._artifacts = storage / "mlartifacts" if uri.startswith("sqlite:") else None
         self._tracker: Tracker | None = None
         self._last: dict[Path, float] = {}
         self._not_before = 0.0
@@ -72,12 +77,17 @@ class Publisher:
         """Send every run that has begun, as finished or failed; returns the MLflow run ids of those that were sent.
 
         required: ConnectionError if MLflow does not answer; otherwise a message, because the storage has everything.
+        A damaged network is not sent, with a message: MLflow keeps the copy that it has.
         """
         ids: dict[Path, str] = {}
         try:
             for path, folder in {folder.path: folder for folder in folders}.items():
-                if folder.read_description() is not None:
+                if folder.read_description() is None:
+                    continue
+                try:
                     ids[path] = self.publish(folder, "FINISHED" if folder.read_result() else "FAILED")
+                except DamagedError as error:
+                    say(self.console, f"not in MLflow: {error}", "red")
         except ConnectionError as error:
             text = f"{error} The storage has everything: start the same command again when MLflow answers"
             if required:
@@ -87,7 +97,7 @@ class Publisher:
 
     def _connect(self) -> Tracker:
         if self._tracker is None:
-            self._tracker = Tracker(self.uri, self._artifacts)
+            self._tracker = Tracker(self.uri)
         return self._tracker
 
     def _retry_later(self, error: ConnectionError) -> None:
@@ -95,18 +105,36 @@ class Publisher:
         say(self.console, f"MLflow does not answer now; the runs will be sent later ({error})")
 
 
+ALIASED = ("test/", "val/")
+"""Beginnings of the metrics that a finished run also has under a name that MLflow's search needs no quotes for."""
+
+
 def _record(folder: RunFolder, status: Status) -> RunRecord:
     result = folder.read_result()
     known: dict[str, Any] = result or folder.read_description() or {}
+    labels, hashes = known["labels"], known.get("files", {})
+    metrics = [Metric(r["key"], r["step"], r["value"], r["time_ms"]) for r in folder.read_history()]
+    artifacts = ("model.safetensors", "arch.json")
     return RunRecord(
         identity=known["identity"],
-        name=known["name"],
-        params=dict(_flatten(known["experiment"])),
+        name=f"{labels['method']} {labels['sparsity']} {labels['model']} s{labels['seed']} {known['identity'][:4]}",
+        params={**dict(_flatten(known["experiment"])), **labels},
         tags=_tags(known),
-        metrics=[Metric(r["key"], r["step"], r["value"], r["time_ms"]) for r in folder.read_history()],
+        metrics=[*metrics, *_aliases(metrics)] if result else metrics,
         status=status,
-        artifacts=[folder.path / "model.safetensors", folder.path / "arch.json"] if result else [],
+        artifacts=[folder.path / name for name in artifacts] if result else [],
+        hashes={name: hashes[name] for name in artifacts if name in hashes},
+        note=known["name"],
+        dataset=labels["dataset"],
+        model=labels["model"],
     )
+
+
+def _aliases(metrics: Sequence[Metric]) -> Iterator[Metric]:
+    """`test_accuracy` beside `test/accuracy`, with its last value."""
+    for metric in {metric.key: metric for metric in sorted(metrics, key=lambda metric: metric.step)}.values():
+        if metric.key.startswith(ALIASED):
+            yield replace(metric, key=metric.key.replace("/", "_"))
 
 
 def _tags(known: dict[str, Any]) -> dict[str, str]:
@@ -115,6 +143,7 @@ def _tags(known: dict[str, Any]) -> dict[str, str]:
         **known["tags"],
         **{key: str(value) for key, value in known["placement"].items()},
         **known["labels"],
+        "started_ms": str(known["started_ms"]),
         "data_fingerprint": known["data"],
         "hardware": environment.get("hardware", "unknown"),
         "versions": json.dumps(environment.get("versions", {})),
@@ -122,9 +151,9 @@ def _tags(known: dict[str, Any]) -> dict[str, str]:
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, plain value), lists as JSON."""
+    """(dotted name, plain value), lists as JSON; without the names of classes that only hold values together."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flatten(item, f"{prefix}{key}.")
-        else:
+        elif key != "kind" or item not in PLAIN:
             yield prefix + key, json.dumps(item) if isinstance(item, list) else item

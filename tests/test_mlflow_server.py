@@ -189,6 +189,9 @@ def test_a_run_is_tracked_completely(
     [path] = (tmp_path / "runs").iterdir()
     recorded = {(r["key"], r["step"]): r["value"] for r in RunFolder(tmp_path, path.name).read_history()}
     assert len(recorded) > 20
+    for group in ("test", "val"):
+        last = {key: step for key, step in sorted(recorded, key=lambda point: point[1]) if key.startswith(f"{group}/")}
+        recorded |= {(key.replace("/", "_"), step): recorded[key, step] for key, step in last.items()}
     tracked = server.rows("SELECT key, step, value FROM metrics")
     assert {(key, step): value for key, step, value in tracked} == pytest.approx(recorded, abs=0)
     assert len(tracked) == len(recorded), "each value once"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from benchmarks import tables
 from benchmarks.collect import collect, read_runs, schema
@@ -36,6 +37,7 @@ TAGS = {
     "dirty": "false",
     "hardware": "CPU",
     "versions": '{"torch": "2"}',
+    "data_fingerprint": "0123456789abcdef",
 }
 DENSE = {"method": "dense", "method_label": "Zero sparsity (CE)", "sparsity": "0.0", "objective": "CE"}
 
@@ -53,7 +55,7 @@ def finished(identity: str, seed: int, accuracy: float, minutes: int = 0, **tags
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A storage folder whose suite "demo" has EPSD x 3 seeds, EPSD on 2 workers, dense and a running run; run ids."""
     folder = tmp_path_factory.mktemp("storage")
-    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts")
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db")
     records = [
         finished("c" * 16, 2, 1.0),
         finished("a" * 16, 0, 0.98),
@@ -227,8 +229,11 @@ def test_a_number_that_one_run_lacks_is_left_out() -> None:
     runs = [run_of(seed=0, test_accuracy=0.5), run_of(seed=1, train_seconds=3.0)]
     (row,) = tables.build(TABLES["demo"], runs)
     assert row.mean_and_std(TABLES["demo"].headline) == (None, None)
-    assert "| - | - | - | - | 2 | 0 1 | - | - | - | r r |" in tables.as_markdown("demo", TABLES["demo"], [row])
-    assert tables.as_csv(TABLES["demo"], [row]).splitlines()[1] == ",,,,,2,0 1,,,,false,r r"
+    assert "| - ‡° | - | - | - | 2 | 0 1 | - | - | - | r r |" in tables.as_markdown("demo", TABLES["demo"], [row])
+    assert (
+        tables.as_csv(TABLES["demo"], [row]).splitlines()[1]
+        == ",,,,,2,0 1,,,,,unknown commit: unknown; unknown data: unknown,r r"
+    )
 
 
 def test_diverged_runs_are_shown_as_such() -> None:
@@ -280,3 +285,114 @@ def test_runs_that_were_asked_something_else_are_no_seed_of_a_row():
         row | {"run_id": "c", "seed": 1, "params": '{"epochs": "2", "seed": "1"}'},
     ]
     assert sorted(len(found.runs) for found in tables.build(tables.TABLES["demo"], runs)) == [1, 2]
+
+
+def row_of(*changes: dict[str, Any], **common: Any) -> list[tables.Row]:
+    known = {"commit": "a" * 40, "dirty": False, "hardware": "CPU", "versions": '{"torch": "2"}', "workers": 1}
+    runs = [
+        run_of(
+            **known | {"data_fingerprint": "d" * 16, "seed": seed, "test_accuracy": 0.5, "params": "{}"} | common | own
+        )
+        for seed, own in enumerate(changes)
+    ]
+    return tables.build(TABLES["demo"], runs)
+
+
+MARKED: list[tuple[str, Any, Any, str]] = [
+    ("commit", "a" * 40, "b" * 40, "§ of several commits: aaaaaaa / bbbbbbb"),
+    ("commit", "a" * 40, f"{'a' * 40}, {'b' * 40}", "§ of several commits: aaaaaaa / bbbbbbb"),
+    ("commit", "a" * 40, "unknown", "‡ not known from which commit"),
+    ("dirty", False, None, "‡ not known from which commit"),
+    ("dirty", False, True, "† run from an uncommitted tree"),
+    ("hardware", "CPU", "H100", "¶ on different hardware: CPU / H100"),
+    (
+        "versions",
+        '{"torch": "2"}',
+        '{"torch": "3", "ray": "1"}',
+        "package versions: ray 1 / none, torch 2 / 3",
+    ),
+    ("threads", 1, 2, "# by workers that were placed differently: threads 1 / 2"),
+]
+
+
+@pytest.mark.parametrize(("field", "one", "other", "told"), MARKED)
+def test_what_differs_inside_a_row_is_marked(field: str, one: Any, other: Any, told: str) -> None:
+    (same,) = row_of({field: one}, {field: one})
+    assert same.marks() == {}
+    (row,) = row_of({field: one}, {field: other})
+    assert len(row.runs) == 2
+    markdown = tables.as_markdown("demo", TABLES["demo"], [row])
+    assert told in markdown
+    symbol = told[0] if told[0] != "p" else "‖"
+    assert f"| - {symbol} |" in markdown
+    line = next(csv.DictReader(tables.as_csv(TABLES["demo"], [row]).splitlines()))
+    assert line["marks"]
+
+
+@pytest.mark.parametrize("other", ["e" * 16, None])
+def test_runs_of_other_data_are_rows_of_their_own_and_say_so(other: str | None) -> None:
+    rows = row_of({}, {}, {"data_fingerprint": other})
+    assert sorted(len(row.runs) for row in rows) == [1, 2]
+    assert {row.others for row in rows} == {"data dddddddd", f"data {(other or 'unknown')[:8]}"}
+    assert "| - (data dddddddd) |" in tables.as_markdown("demo", TABLES["demo"], rows)
+
+
+def test_rows_that_look_the_same_say_how_they_differ() -> None:
+    rows = row_of({"params": '{"epochs": "15", "kind": "Experiment"}'}, {"params": '{"epochs": "2"}'})
+    assert sorted(row.others for row in rows) == ["epochs 15", "epochs 2"]
+    assert len(row_of({"params": '{"e": "1", "kind": "Experiment"}'}, {"params": '{"e": "1", "dataset": "d"}'})) == 1
+
+
+def test_a_run_without_git_has_its_row(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker.sync("demo", finished("a" * 16, 0, 0.9, commit="unknown", dirty="unknown"))
+    collect(tracker.uri, "demo", tmp_path / "runs.parquet")
+    (row,) = tables.build(TABLES["demo"], read_runs(tmp_path / "runs.parquet"))
+    assert list(row.marks()) == ["unknown commit"]
+
+
+def test_a_run_that_is_gone_in_mlflow_is_gone_from_the_file(tmp_path: Path) -> None:
+    parquet, tracker = tmp_path / "runs.parquet", Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    ids = [tracker.sync("demo", finished(digit * 16, seed, 0.9)) for seed, digit in enumerate("abc")]
+    other = Tracker(f"sqlite:///{tmp_path}/other.db")
+    other.sync("demo", finished("d" * 16, 3, 0.9))
+    collect(other.uri, "demo", parquet)
+    collect(tracker.uri, "demo", parquet)
+    assert [row["identity"][0] for row in read_runs(parquet)] == ["a", "b", "c", "d"]
+    client = MlflowClient(tracker.uri)
+    client.delete_run(ids[0])
+    tracker.sync("demo", finished("b" * 16, 1, 0.5))
+    collect(tracker.uri, "demo", parquet)
+    found = {row["identity"][0]: row["test_accuracy"] for row in read_runs(parquet)}
+    assert found == {"b": 0.5, "c": 0.9, "d": 0.9}
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(ValueError, match="no finished runs"):
+        collect(tracker.uri, "demo", parquet)
+    assert [row["identity"][0] for row in read_runs(parquet)] == ["d"]
+
+
+def test_one_experiment_on_two_data_sets_stays_two_rows(tmp_path: Path) -> None:
+    parquet = tmp_path / "runs.parquet"
+    for name in ("one", "two"):
+        tracker = Tracker(f"sqlite:///{tmp_path}/{name}.db")
+        tracker.sync("demo", finished("a" * 16, 0, 0.9, data_fingerprint=name))
+        collect(tracker.uri, "demo", parquet)
+    assert len(tables.build(TABLES["demo"], read_runs(parquet))) == 2
+
+
+def test_a_file_of_an_older_version_opens(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker.sync("demo", finished("a" * 16, 0, 0.9))
+    collect(tracker.uri, "demo", tmp_path / "runs.parquet")
+    table = pq.read_table(tmp_path / "runs.parquet").drop_columns(["data_fingerprint", "test_entropy"])
+    pq.write_table(table, tmp_path / "old.parquet")
+    (row,) = read_runs(tmp_path / "old.parquet")
+    assert row["data_fingerprint"] is None
+    (shown,) = tables.build(TABLES["demo"], [row])
+    assert list(shown.marks()) == ["unknown data"]
+    collect(tracker.uri, "demo", tmp_path / "old.parquet")
+    assert [row["data_fingerprint"] for row in read_runs(tmp_path / "old.parquet")] == ["0123456789abcdef"]
