@@ -26,7 +26,7 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 ui: .venv/installed
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db
+	$(BIN)/python -m cluster.ui $(STORAGE)
 
 # The environment of requirements.lock, by a uv of its own. Compiled once here: imports are then twice as fast.
 .venv/installed: requirements.lock pyproject.toml

@@ -193,7 +193,7 @@ def report(ended: Sequence[Ended], console: Console) -> int:
         accuracy = end.result["metrics"]["test/accuracy"]
         tracked = end.run_id or "none yet: MLflow did not answer; start the same command again to send the run"
         text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {tracked}"
-        say(console, text)
+        say(console, f"{text}\n  {end.page}" if end.page else text)
     for error, ends in failed.items():
         trace = ends[0].folder / "error.txt"
         lines = [f"failed: {ends[0].experiment.name}: {error}"]

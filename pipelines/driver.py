@@ -47,6 +47,8 @@ class Ended:
     error: str | None = None
     run_id: str | None = None
     """of MLflow"""
+    page: str | None = None
+    """address of the run in MLflow's UI"""
     before: bool = False
     """it was already finished"""
 
@@ -92,7 +94,8 @@ def run_experiments(
     if any(outcome.stopped for outcome in outcomes):
         say(console, str(Stopped()))
         raise SystemExit(STOPPED_STATUS)
-    return [dataclasses.replace(end, run_id=run_ids.get(end.folder)) for end in ended]
+    pages = {folder: publisher.page(run_id) for folder, run_id in run_ids.items()}
+    return [dataclasses.replace(end, run_id=run_ids.get(end.folder), page=pages.get(end.folder)) for end in ended]
 
 
 def _launch(work: Sequence[Work], group: Group, publisher: Publisher, console: Console) -> list[Outcome]:

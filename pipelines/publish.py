@@ -95,6 +95,10 @@ class Publisher:
             say(self.console, f"not in MLflow yet: {text}", "yellow")
         return ids
 
+    def page(self, run_id: str) -> str:
+        """The address of a run in MLflow's UI."""
+        return self._connect().page(self.suite, run_id)
+
     def _connect(self) -> Tracker:
         if self._tracker is None:
             self._tracker = Tracker(self.uri)

@@ -14,6 +14,8 @@ from mlflow.entities import Run
 from rich.console import Console
 
 from cluster.checkpoints import open_storage, write_json
+from cluster.run_record import RunRecord
+from cluster.tracking import Tracker
 from pipelines.execute import labels
 from pipelines.experiment import Experiment
 from pipelines.identity import canonical
@@ -153,3 +155,25 @@ def test_what_searches_and_columns_need_is_there(tmp_path: Path) -> None:
 def test_a_driver_names_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="cannot be used"):
         send(finished(tmp_path, 0.9), f"http://127.0.0.1:{free_port()}")
+
+
+def test_the_ui_of_a_storage_opens_at_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from cluster import ui
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(ui.os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(ui.sys, "argv", ["ui", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        ui.main()
+    assert f"{tmp_path}/mlflow.db does not exist" in capsys.readouterr().err
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    record = RunRecord("0123456789abcdef", "epsd 0.95", {"method": "epsd"}, {}, [], "FINISHED")
+    run_id = tracker.sync("digits", record)
+    ui.main()
+    page = tracker.page("digits")
+    assert capsys.readouterr().out == f"digits: {page}\n"
+    assert page.endswith("/runs?workflowType=machine_learning")
+    assert run_id in tracker.page("digits", run_id)
+    assert started[0][-1] == f"sqlite:///{tmp_path}/mlflow.db"

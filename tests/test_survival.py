@@ -30,6 +30,9 @@ pytestmark = [
 ]
 
 CHECKPOINT_STEPS = 4
+THREE = ("--training.batch-size", "129")
+"""Divisible by three workers."""
+
 RUN = (
     *("pipelines/digits_epsd.py", "--no-controls", "--workers", "2", "--method.inner-steps", "1"),
     *("--training.epochs", "12", "--training.batch-size", "128", "--checkpoint-steps", str(CHECKPOINT_STEPS)),
@@ -129,7 +132,7 @@ def test_a_storage_that_a_worker_does_not_see_is_refused(cluster: Cluster, clone
 
 
 def test_missing_machines_are_waited_for_until_the_timeout(cluster: Cluster, clone: Path, tmp_path: Path) -> None:
-    done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", "--timeout", "15").end(240)
+    done = cluster.submit(clone, *RUN, "--storage", str(tmp_path), "--workers", "3", *THREE, "--timeout", "15").end(240)
     assert done.status == 1, done.output
     assert "2 CPUs for 3 workers: waiting for more" in done.output
     assert "Ray found no place for its workers in 15 s (--timeout)" in done.output
