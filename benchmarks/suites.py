@@ -47,6 +47,13 @@ _COSTS = (
 
 _ACCURACY = Column("test_accuracy", "test_accuracy_percent", "test accuracy, %", scale=100, digits=2, spread=True)
 
+
+def own(suite: str) -> Table:
+    """The table of any suite, for one's own runs."""
+    rows = {"method_label": "method", "dataset": "data", "model": "model", "sparsity": "sparsity"}
+    return Table(f"Runs of {suite}", suite, rows, _ACCURACY, _COSTS)
+
+
 TABLES: dict[str, Table] = {
     "demo": Table(
         title="Early pruning with self-distillation on real handwritten digits",

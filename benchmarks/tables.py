@@ -1,4 +1,7 @@
-"""Tables from the tracked runs: `python benchmarks/tables.py [NAME ...]`; without a name, all that have runs."""
+"""Tables from the tracked runs: `python benchmarks/tables.py [NAME ...]`; without a name, all that have runs.
+
+Of one's own runs: `python benchmarks/tables.py --storage DIR --suite NAME`, on the screen, and in --out if it is given.
+"""
 
 import argparse
 import csv
@@ -8,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.collect import collect, read_runs, tracker
+from benchmarks.collect import collect, finished, read_runs, tracker
 from benchmarks.rows import MARKS, Row, build, plain
-from benchmarks.suites import TABLES, Column, Table
+from benchmarks.suites import TABLES, Column, Table, own
 from cluster.atomic import write_atomically
 from compression.choose import choose
 from pipelines.progress import refusing
@@ -42,8 +45,8 @@ def as_csv(table: Table, rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def as_markdown(name: str, table: Table, rows: Sequence[Row]) -> str:
-    """For readers."""
+def as_markdown(name: str, table: Table, rows: Sequence[Row], source: str = "results/runs.parquet") -> str:
+    """For readers. name, source: what makes it again, and from where."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -51,7 +54,7 @@ def as_markdown(name: str, table: Table, rows: Sequence[Row]) -> str:
     headings = _headings(table)
     lines = [f"# {table.title}", "", line(headings), line(["---"] * len(headings))]
     lines += [line([*_cells(table, row), " ".join(row.run_ids)]) for row in rows]
-    end = f"Made by `python benchmarks/tables.py {name}` from `results/runs.parquet`."
+    end = f"Made by `python benchmarks/tables.py {name}` from `{source}`."
     return "\n".join([*lines, "", *_notes(table, rows), "", end, ""])
 
 
@@ -104,6 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     uri = f"sqlite:///{options.storage.absolute()}/mlflow.db" if options.storage else options.tracking_uri
     if options.check and uri:
         raise ValueError("--check compares the tables with the Parquet file and writes nothing: leave out the store")
+    if options.suite:
+        if not uri or options.names:
+            raise ValueError("--suite shows one's own runs: give --storage DIR or --tracking-uri URI, and no NAME")
+        return _show_own(uri, options.suite, options.out)
+    out = options.out or RESULTS / "tables"
     if uri:
         names = options.names or _with_runs(tracker(uri).suites())
         for suite in sorted({TABLES[name].suite for name in names}):
@@ -114,11 +122,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
     texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows) for name, rows in built.items()}
     if options.check:
-        return 0 if check(texts, options.out, bool(options.names)) else 1
+        return 0 if check(texts, out, bool(options.names)) else 1
     for name, text in texts.items():
-        write_atomically(options.out / name, text.encode())
+        write_atomically(out / name, text.encode())
     for name, rows in built.items():
         show(TABLES[name], rows, texts[f"{name}.md"])
+    return 0
+
+
+def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:
+    """The finished runs of any suites as tables; nothing is written but to `out`."""
+    store = tracker(uri)
+    for suite in suites:
+        runs = finished(store, suite)
+        if not runs:
+            raise ValueError(f"suite {suite!r} has no finished runs in {store.uri}")
+        table = own(suite)
+        rows = build(table, runs)
+        text = as_markdown(f"--suite {suite}", table, rows, store.uri)
+        if out is not None:
+            write_atomically(out / f"{suite}.csv", as_csv(table, rows).encode())
+            write_atomically(out / f"{suite}.md", text.encode())
+        show(table, rows, text)
     return 0
 
 
@@ -128,13 +153,14 @@ def _with_runs(suites: set[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; default: all that have runs")
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--tracking-uri", metavar="URI", help="first collect the finished runs from this MLflow")
     store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the MLflow in this storage folder")
     parser.add_argument("--runs", type=Path, default=RESULTS / "runs.parquet", help="the collected runs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "tables", help="folder of the tables")
+    parser.add_argument("--suite", action="append", metavar="NAME", help="show the runs of this MLflow experiment")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: results/tables; with --suite: none)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables and runs differ")
     return parser
 

@@ -396,3 +396,25 @@ def test_a_file_of_an_older_version_opens(tmp_path: Path) -> None:
     assert list(shown.marks()) == ["unknown data"]
     collect(tracker.uri, "demo", tmp_path / "old.parquet")
     assert [row["data_fingerprint"] for row in read_runs(tmp_path / "old.parquet")] == ["0123456789abcdef"]
+
+
+def test_ones_own_runs_are_shown_and_nothing_of_the_project_is_written(
+    store: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, ids = store
+    before = {path: path.stat().st_mtime_ns for path in tables.RESULTS.rglob("*")}
+    assert tables.main(["--storage", str(folder), "--suite", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert "# Runs of demo" in shown
+    assert "| digits | vgg | 0.9 |" in shown
+    assert ids["c"] in shown
+    assert tables.main(["--storage", str(folder), "--suite", "demo", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.csv", "demo.md"]
+    assert {path: path.stat().st_mtime_ns for path in tables.RESULTS.rglob("*")} == before
+    capsys.readouterr()
+    for wrong, named in (
+        (["--suite", "demo"], "--suite shows one's own runs: give --storage DIR"),
+        (["--storage", str(folder), "--suite", "demi"], "there is no suite 'demi'"),
+    ):
+        assert tables.main(wrong) == 2
+        assert named in " ".join(capsys.readouterr().err.split())
