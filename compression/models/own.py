@@ -22,7 +22,7 @@ _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 
 def is_own(name: str) -> bool:
-    return ":" in name
+    return ":" in name and "/" not in name
 
 
 def find(name: str) -> Callable[..., Any]:
