@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, make the table, say where everything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="storage", help="folder that holds everything of every run")
+    parser.add_argument("--track", action="store_true", help="write the table to results/, not to the storage")
     options = parser.parse_args(argv)
     storage = Path(options.storage).absolute()
     console = Console()
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = report(ended, console)
     if status:
         return status
-    status = tables.main([SUITE, "--storage", str(storage)])
+    status = tables.main([SUITE, "--storage", str(storage), *(["--track"] if options.track else [])])
     ui = "make ui" if options.storage == "storage" else f"make ui STORAGE={storage}"
     console.print(f"\nEverything of every run: {storage}/runs\nThe runs in MLflow's UI: {ui}", soft_wrap=True)
     return status

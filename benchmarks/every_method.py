@@ -62,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one run of everything for each")
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side, on a Ray worker each")
     parser.add_argument("--storage", default="storage", help="folder that holds everything of every run")
+    parser.add_argument("--track", action="store_true", help="write the table to results/, not to the storage")
     options = parser.parse_args(argv)
     storage = Path(options.storage).absolute()
     placement = Placement(launcher="ray", workers=1, parallel=options.parallel, storage=str(storage))
     todo = experiments(options.root.absolute(), options.seeds)
     status = report(run_experiments(todo, placement, SUITE, "every_method", Console()), Console())
-    return status or tables.main([SUITE, "--storage", str(storage)])
+    return status or tables.main([SUITE, "--storage", str(storage), *(["--track"] if options.track else [])])
 
 
 if __name__ == "__main__":

@@ -111,12 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not uri or options.names:
             raise ValueError("--suite shows one's own runs: give --storage DIR or --tracking-uri URI, and no NAME")
         return _show_own(uri, options.suite, options.out)
-    out = options.out or RESULTS / "tables"
+    place = _place(options)
+    parquet, out = options.runs or place / "runs.parquet", options.out or place / "tables"
     if uri:
         names = options.names or _with_runs(tracker(uri).suites())
         for suite in sorted({TABLES[name].suite for name in names}):
-            collect(uri, suite, options.runs)
-    runs = read_runs(options.runs)
+            collect(uri, suite, parquet)
+    runs = read_runs(parquet)
     names = options.names or _with_runs({run["suite"] for run in runs})
     built = {name: build(TABLES[name], runs) for name in names}
     texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
@@ -128,6 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, rows in built.items():
         show(TABLES[name], rows, texts[f"{name}.md"])
     return 0
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """The folder of what is not placed by --runs and --out. The project's own results are written only when asked."""
+    if options.track or not (options.storage or options.tracking_uri):
+        return RESULTS
+    if options.storage:
+        return options.storage
+    if not (options.runs and options.out):
+        raise ValueError("--tracking-uri needs --track, which writes the project's results/, or both --runs and --out")
+    return options.out
 
 
 def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:
@@ -158,9 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--tracking-uri", metavar="URI", help="first collect the finished runs from this MLflow")
     store.add_argument("--storage", metavar="DIR", type=Path, help="the same, from the MLflow in this storage folder")
-    parser.add_argument("--runs", type=Path, default=RESULTS / "runs.parquet", help="the collected runs")
+    parser.add_argument("--track", action="store_true", help="write results/ of this project; else into the storage")
+    parser.add_argument(
+        "--runs", type=Path, help="the collected runs (default: runs.parquet in results/ or the storage)"
+    )
     parser.add_argument("--suite", action="append", metavar="NAME", help="show the runs of this MLflow experiment")
-    parser.add_argument("--out", type=Path, help="folder of the tables (default: results/tables; with --suite: none)")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: tables/ beside them; --suite: none)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables and runs differ")
     return parser
 

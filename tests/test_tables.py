@@ -418,3 +418,20 @@ def test_ones_own_runs_are_shown_and_nothing_of_the_project_is_written(
     ):
         assert tables.main(wrong) == 2
         assert named in " ".join(capsys.readouterr().err.split())
+
+
+def test_results_are_written_only_when_asked(
+    store: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    assert tables.main(["demo", "--storage", str(store[0])]) == 0
+    assert not (tmp_path / "results").exists()
+    assert (store[0] / "tables" / "demo.md").exists()
+    assert tables.main(["demo", "--storage", str(store[0]), "--track"]) == 0
+    assert (tmp_path / "results" / "runs.parquet").exists()
+    assert (tmp_path / "results" / "tables" / "demo.md").exists()
+    assert tables.main(["demo", "--tracking-uri", uri(store[0])]) == 2
+    assert "--tracking-uri needs --track" in " ".join(capsys.readouterr().err.split())
