@@ -112,7 +112,7 @@ def test_a_finished_run_is_of_its_code(here: Path):
         ("my_nets:smal", "has no function smal; did you mean my_nets:small?"),
         ("my_nets:number", "has no function number"),
         ("broken_nets:net", "module broken_nets cannot be imported: ZeroDivisionError: division by zero"),
-        ("../evil:net", "a network of your own is named package.module:function, not '../evil:net'"),
+        ("../evil:net", "there is no hub of models '..'"),
         ("my_nets.py:small", "there is no module my_nets.py"),
         ("my_nets:__dict__", "has no function __dict__"),
         (":small", "is named package.module:function"),
