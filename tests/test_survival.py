@@ -191,11 +191,11 @@ def test_a_host_cut_off_for_a_minute(
 def test_a_drained_host_saves_a_checkpoint(
     cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Like a spot machine: Ray is told, and some time later it is gone. A checkpoint after each epoch of 646 steps."""
+    """Like a spot machine: Ray is told, and some time later it is gone. A checkpoint after each epoch of 647 steps."""
     storage = Storage(tmp_path)
     longer = ("--training.epochs", "3", "--training.batch-size", "2", "--checkpoint-steps", "0")
     job = cluster.submit(clone, *RUN, "--storage", str(storage.path), *longer)
-    job.until(lambda: "step 100/646" in job.output, 240)
+    job.until(lambda: "step 100/647" in job.output, 240)
     with cluster.hosts.slowed(2, "ray::RayTrainWorker"):  # so that the epoch lasts until Ray has been told
         cluster.drain_node(seconds=60)
         begin = time.monotonic()
