@@ -18,7 +18,8 @@ from cluster.atomic import write_atomically
 from compression.choose import choose
 from pipelines.progress import refusing
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 
 
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
@@ -111,8 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not uri or options.names:
             raise ValueError("--suite shows one's own runs: give --storage DIR or --tracking-uri URI, and no NAME")
         return _show_own(uri, options.suite, options.out)
-    place = _place(options)
-    parquet, out = options.runs or place / "runs.parquet", options.out or place / "tables"
+    parquet, out = _places(options)
     if uri:
         names = options.names or _with_runs(tracker(uri).suites())
         for suite in sorted({TABLES[name].suite for name in names}):
@@ -121,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.names or _with_runs({run["suite"] for run in runs})
     built = {name: build(TABLES[name], runs) for name in names}
     texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
-    texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows) for name, rows in built.items()}
+    source = str(parquet.relative_to(ROOT) if parquet.is_relative_to(ROOT) else parquet)
+    texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows, source) for name, rows in built.items()}
     if options.check:
         return 0 if check(texts, out, bool(options.names)) else 1
     for name, text in texts.items():
@@ -131,15 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _place(options: argparse.Namespace) -> Path:
-    """The folder of what is not placed by --runs and --out. The project's own results are written only when asked."""
-    if options.track or not (options.storage or options.tracking_uri):
-        return RESULTS
-    if options.storage:
-        return options.storage
-    if not (options.runs and options.out):
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Of the collected runs and of the tables. The project's own results/ are written only when asked."""
+    if options.tracking_uri and not options.track and not (options.runs and options.out):
         raise ValueError("--tracking-uri needs --track, which writes the project's results/, or both --runs and --out")
-    return options.out
+    place = RESULTS if options.track or not options.storage else options.storage
+    return options.runs or place / "runs.parquet", options.out or place / "tables"
 
 
 def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:

@@ -66,7 +66,7 @@ def load(folder: Path | str, allow_import: bool | str = False) -> nn.Module:
 def describe(folder: Path | str) -> dict[str, Any]:
     """The content of the folder's arch.json: "architecture", and what `save` was told. Errors as for `load`."""
     folder = _folder(folder)
-    for name in ("arch.json", "model.safetensors"):
+    for name in reversed(FILES):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} contains no {name}: give the folder of a finished run")
     description = _description(folder / "arch.json")

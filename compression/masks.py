@@ -25,14 +25,17 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     names: set[str] = set()
     for layer, module in model.named_modules():
-        own = PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",)
-        if isinstance(module, (*PRUNABLE_LAYERS, nn.MultiheadAttention)):
-            names |= {f"{layer}.{name}" if layer else name for name in own}
-            if "weight" not in module._parameters and not isinstance(module, nn.MultiheadAttention):
+        own: Sequence[str] = ()
+        if isinstance(module, nn.MultiheadAttention):
+            own = PROJECTIONS
+        elif isinstance(module, PRUNABLE_LAYERS):
+            own = ("weight",)
+            if "weight" not in module._parameters:
                 raise ValueError(
                     f"{layer or 'the network'} ({type(module).__name__}) computes its weight from other parameters (a "
                     "parametrization or weight norm): a mask does not reach it; remove it first"
                 )
+        names |= {f"{layer}.{name}" if layer else name for name in own}
     found = {name: p for name, p in model.named_parameters() if name in names}
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer: there is nothing to prune")

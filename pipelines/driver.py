@@ -94,7 +94,7 @@ def run_experiments(
     if any(outcome.stopped for outcome in outcomes):
         say(console, str(Stopped()))
         raise SystemExit(STOPPED_STATUS)
-    pages = {folder: publisher.page(run_id) for folder, run_id in run_ids.items()}
+    pages = {folder: publisher.page(run_ids[folder]) for folder in (end.folder for end in ended) if folder in run_ids}
     return [dataclasses.replace(end, run_id=run_ids.get(end.folder), page=pages.get(end.folder)) for end in ended]
 
 

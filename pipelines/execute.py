@@ -163,7 +163,8 @@ def _finish(session: ExperimentSession, model: nn.Module) -> None:
 def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> dict[str, Any]:
     """Write the artefact, then result.json, which marks the run as finished."""
     sparsity = session.history["cost/achieved_sparsity", 0]["value"]
-    about = {**session.loader.about, "sparsity": sparsity, "versions": environment(session.device)["versions"]}
+    made_by = environment(session.device)
+    about = {**session.loader.about, "sparsity": sparsity, "versions": made_by["versions"]}
     files = artifact.save(model, session.folder.path, write_atomically, about)
     description = session.folder.read_description()
     assert description is not None
@@ -171,7 +172,7 @@ def _write_result(session: ExperimentSession, work: Work, model: nn.Module) -> d
     result = {
         **description,
         "placement": {**description["placement"], "launcher": work.placement.launcher},
-        "environment": environment(session.device),
+        "environment": made_by,
         "files": files,
         "finished_ms": int(time.time() * 1000),
         "metrics": {r["key"]: r["value"] for r in sorted(history, key=lambda r: r["step"])},  # the last of each

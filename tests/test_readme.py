@@ -20,7 +20,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_table_in_the_readme_is_the_committed_one():
-    # Of the commit, not of the working tree: `make demo` puts the reader's own runs there.
+    # Of the commit, not of the working tree: `demo.py --track` puts the reader's own runs there.
     shown = subprocess.run(
         ["git", "-C", str(ROOT), "show", "HEAD:results/tables/demo.md"], capture_output=True, text=True, check=False
     )
