@@ -20,7 +20,7 @@ FORBIDDEN = {
     "pipelines": {"benchmarks"},
     "benchmarks": set(),
 }
-LATE = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow"}
+LATE = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow", "optuna", "matplotlib"}
 """Imported inside functions only: training works without them."""
 
 TABLES = "tables"
@@ -153,7 +153,7 @@ def test_taken_names_are_detected():
 WITHOUT = """
 import sys
 
-BLOCKED = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow"}
+BLOCKED = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow", "optuna", "matplotlib"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
