@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ FILES = PREFIX + "files"
 """JSON: name of an artefact -> sha256 of what was uploaded."""
 REPLACED = PREFIX + "replaced_by"
 """The MLflow run of a later execution with the same identity."""
+PARENT = "mlflow.parentRunId"
+"""The run below which MLflow's UI shows a run."""
 
 KIND = ("mlflow.experimentKind", "custom_model_development")
 """Tag of an experiment with which MLflow's UI shows its runs; without, it shows language models' traces."""
@@ -78,6 +80,15 @@ class Tracker:
             # Last: a driver that dies before this writes everything again.
             self._client.set_tag(run.info.run_id, SYNCED, digest)
         return run.info.run_id
+
+    def nest(self, parent: str, children: Sequence[str]) -> None:
+        """Show the runs `children` below the run `parent` of their suite. A run that is below another stays there."""
+        with reaching(self._uri):
+            experiment = self._client.get_run(parent).info.experiment_id
+            nested = {run.info.run_id for run in self._search(experiment, f"tags.`{PARENT}` = '{parent}'")}
+            for child in children:
+                if child not in nested and PARENT not in self._client.get_run(child).data.tags:
+                    self._client.set_tag(child, PARENT, parent)
 
     def page(self, suite: str, run_id: str | None = None) -> str:
         """The address of a run, or of all runs of a suite, in MLflow's UI."""

@@ -334,6 +334,34 @@ def test_two_suites_keep_the_same_identity_apart(sqlite: Tracker, suite: str) ->
     assert sqlite.sync(suite, record()) != sqlite.sync(suite + " 2", record())
 
 
+def test_trials_are_nested_below_their_sweep_once(sqlite: Tracker, suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, first, second, other = (sqlite.sync(suite, record(identity=str(number) * 16)) for number in range(4))
+
+    def below(run_id: str) -> str | None:
+        return raw(sqlite, run_id)[1].data.tags.get("mlflow.parentRunId")
+
+    sqlite.nest(sweep, [first])
+    assert [below(run) for run in (sweep, first, second, other)] == [None, sweep, None, None]
+    sqlite.nest(sweep, [first, second])
+    sqlite.nest(other, [first])
+    assert [below(run) for run in (first, second)] == [sweep, sweep]
+    written = []
+    monkeypatch.setattr(sqlite._client, "set_tag", lambda *args: written.append(args))
+    sqlite.nest(sweep, [first, second])
+    sqlite.nest(sweep, [])
+    assert written == []
+    with pytest.raises(ConnectionError, match=r"sqlite:///.*nowhere"):
+        sqlite.nest("nowhere", [first])
+
+
+def test_a_nested_run_is_still_synced_and_found(sqlite: Tracker, suite: str) -> None:
+    sweep, trial = sqlite.sync(suite, record(identity="f" * 16)), sqlite.sync(suite, record(1))
+    sqlite.nest(sweep, [trial])
+    assert sqlite.sync(suite, record(3)) == trial
+    assert raw(sqlite, trial)[1].data.tags["mlflow.parentRunId"] == sweep
+    assert {run["run_id"] for run in sqlite.search(suite)} == {sweep, trial}
+
+
 def test_a_deleted_suite_says_how_to_bring_it_back(sqlite: Tracker, suite: str) -> None:
     client = MlflowClient(sqlite.uri)
     client.delete_experiment(client.create_experiment(suite))
