@@ -9,12 +9,13 @@ import os
 import select
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -124,7 +125,7 @@ class Row:
         """Time left at the speed since `first`; empty if not known."""
         if self.end is None or not self.working or self.done >= 1:
             return ""
-        return _duration(max(self.end - time.monotonic(), 0.0))
+        return duration(max(self.end - time.monotonic(), 0.0))
 
     def cells(self) -> dict[str, Text | ProgressBar]:
         """Column title -> content."""
@@ -140,37 +141,61 @@ class Row:
         }
 
 
-class Progress(logging.Handler):
-    """Shows the events of workers, and what the package `cluster` logs; a context manager around the launch."""
+class Display(logging.Handler, ABC):
+    """A live table on a terminal, lines with the time elsewhere, and above it what the package `cluster` logs.
 
-    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+    A context manager around the work. Each kind of display defines its `table`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
         super().__init__(logging.INFO)
         self.console = console or Console()
-        self.rows = [Row(name) for name in names]
         self.interactive = self.console.is_interactive
         self.ended = False
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
+        self.live: Live | None = None
         self._log = logging.getLogger("cluster")
         self._level_before = self._log.level
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._level_before = self._log.level
         self._log.setLevel(logging.INFO)
         self._log.addHandler(self)
         if self.interactive:
+            self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
             self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
         self.ended = True
-        if self.interactive:
+        if self.live is not None:
             self.live.stop()
         self._log.removeHandler(self)
         self._log.setLevel(self._level_before)
 
+    @abstractmethod
+    def table(self) -> Table:
+        """The table as it stands."""
+
     def emit(self, record: logging.LogRecord) -> None:
         """A log message of the package `cluster`, above the table."""
         self._say(record.getMessage())
+
+    def _line(self, text: str) -> None:
+        """A line in place of the table, where there is none."""
+        if not self.interactive:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """A line above the table; where there is none, with the time."""
+        say(self.console, text if self.interactive else f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")
+
+
+class Progress(Display):
+    """Shows the events of workers; a context manager around the launch."""
+
+    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+        super().__init__(console)
+        self.rows = [Row(name) for name in names]
 
     def __call__(self, number: int, event: dict[str, Any]) -> None:
         """One event of experiment `number`."""
@@ -208,15 +233,6 @@ class Progress(logging.Handler):
         eta = f", {row.eta()} to go" if row.eta() else ""
         self._line(f"{row.name}: {row.stage} epoch {row.epochs}{within}{loss}{accuracy}{eta}")
 
-    def _line(self, text: str) -> None:
-        """A line in place of the table, where there is none."""
-        if not self.interactive:
-            self._say(text)
-
-    def _say(self, text: str) -> None:
-        """A line above the table; where there is none, with the time."""
-        say(self.console, text if self.interactive else f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")
-
     def table(self) -> Table:
         """The table as it stands."""
         titles = [title for title, width in COLUMNS.items() if self.console.width >= width]
@@ -242,7 +258,8 @@ class Progress(logging.Handler):
         return [self.rows[number] for number in sorted(order[:room])]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in seconds as people read it: 1:05, or from an hour on 2:00:07."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
