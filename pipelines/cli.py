@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from pipelines.announcement import short_help, show
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
 from pipelines.progress import complain, refusing, say
+from pipelines.teachers import with_followers
 
 Recipe = Callable[..., Experiment]
 """Its parameters are options, except `scratch`: the folder into which its smoke run writes."""
@@ -152,21 +153,6 @@ def _parse(recipe: Recipe, default: Any, argv: Sequence[str], program: str | Non
 def controls(experiment: Experiment) -> list[Experiment]:
     """The same experiment with each method that its own must be compared with."""
     return [replace(experiment, method=method) for method in experiment.method.controls()]
-
-
-def with_followers(experiment: Experiment, before: Experiment) -> Experiment:
-    """The experiment after options changed it: teachers with the data or the training of `before` get the new ones."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, Experiment):
-            data = experiment.data if value.data == before.data else value.data
-            training = experiment.training if value.training == before.training else value.training
-            value = replace(value, data=data, training=training)
-        if not is_dataclass(value) or isinstance(value, type):
-            return value
-        return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value)})
-
-    return replace(experiment, method=changed(experiment.method))
 
 
 def kept_trainings(experiment: Experiment, before: Experiment) -> list[str]:

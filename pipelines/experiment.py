@@ -11,6 +11,7 @@ from cluster.zero_config import read_own
 from compression.config import added
 from compression.methods import EPSD, MethodConfig
 from compression.models import check_name
+from compression.spaces import Choices
 from pipelines import identity, precision
 from pipelines.data.config import Data, Digits
 from pipelines.optimizers import SGD, AdamW, Cosine, Linear, MultiStep, TorchOptimizer, check_elementwise
@@ -38,7 +39,7 @@ class Training:
     """compile the network with torch.compile: slower to start, faster to run"""
     freeze_batchnorm: bool = added(False)
     """train with fixed running statistics of BatchNorm (in a new network: mean 0, variance 1)"""
-    decay_vectors: bool = added(True)
+    decay_vectors: bool = added(True, Choices((True, False)))
     """weight decay also on BatchNorm and biases, as in the papers' code"""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from compression.choose import choose
+from compression.config import searched
+from compression.spaces import Choices, LogRange, Range
 
 ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop"})
 """Classes of torch.optim that update each weight from its own gradient alone: a masked weight stays exactly zero."""
@@ -25,13 +27,13 @@ OFFERED = {
 class SGD:
     """Stochastic gradient descent with momentum."""
 
-    lr: float = 0.1
+    lr: float = searched(0.1, LogRange(0.005, 2.0))
     """peak learning rate"""
-    momentum: float = 0.9
+    momentum: float = searched(0.9, Range(0.8, 0.98))
     """share of the previous step's direction that is kept"""
-    weight_decay: float = 5e-4
+    weight_decay: float = searched(5e-4, LogRange(1e-5, 1e-2))
     """for all parameters, including BatchNorm and biases"""
-    nesterov: bool = False
+    nesterov: bool = searched(False, Choices((False, True)))
     """use Nesterov momentum"""
 
     def __post_init__(self) -> None:
@@ -47,13 +49,13 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay."""
 
-    lr: float = 1e-3
+    lr: float = searched(1e-3, LogRange(1e-4, 1e-2))
     """peak learning rate"""
     beta1: float = 0.9
     """decay rate of the mean of gradients"""
-    beta2: float = 0.999
+    beta2: float = searched(0.999, Choices((0.95, 0.99, 0.999)))
     """decay rate of the mean of their squares"""
-    weight_decay: float = 0.01
+    weight_decay: float = searched(0.01, LogRange(1e-3, 0.3))
     """for all parameters, including BatchNorm and biases"""
 
     def __post_init__(self) -> None:
@@ -78,9 +80,9 @@ class TorchOptimizer:
 
     name: str = "RMSprop"
     """name of the class"""
-    lr: float = 1e-3
+    lr: float = searched(1e-3, LogRange(1e-4, 1e-1))
     """peak learning rate"""
-    weight_decay: float = 0.0
+    weight_decay: float = searched(0.0, Choices((0.0, 1e-4, 5e-4, 1e-3)))
     """for all parameters, including BatchNorm and biases"""
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class MultiStep:
 
     milestones: tuple[float, ...] = (0.5, 0.75)
     """shares of the training after which the learning rate drops"""
-    gamma: float = 0.1
+    gamma: float = searched(0.1, Choices((0.1, 0.2)))
     """factor at each milestone"""
 
     def factor(self, step: int, total_steps: int, warmup_steps: float) -> float:

@@ -59,6 +59,22 @@ def with_data_of(student: Experiment, teacher: Experiment) -> Experiment:
     return dataclasses.replace(teacher, data=student.data) if same else teacher
 
 
+def with_followers(experiment: Experiment, before: Experiment) -> Experiment:
+    """The experiment after its values changed: teachers with the data or the training of `before` get the new ones."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Experiment):
+            data = experiment.data if value.data == before.data else value.data
+            training = experiment.training if value.training == before.training else value.training
+            value = dataclasses.replace(value, data=data, training=training)
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            return value
+        parts = {item.name: changed(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+
+    return dataclasses.replace(experiment, method=changed(experiment.method))
+
+
 def closure(folder: RunFolder, folders_of: Callable[[str], RunFolder]) -> Iterable[RunFolder]:
     """The folders of a run's teachers and of their teachers, each once, the nearest first."""
     found: dict[str, RunFolder] = {}

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from compression.config import added
+from compression.config import added, searched
 from compression.criteria.chunks import check_num_images
 from compression.objectives.base import Objective, check_positive
+from compression.spaces import Choices
 
 Criterion: TypeAlias = Callable[..., dict[str, Tensor]]
 """(model, batches, objective) -> scores. A criterion with a parameter `masks` scores a pruned network itself."""
@@ -62,7 +63,7 @@ class CriterionConfig:
 class GradientCriterionConfig(CriterionConfig):
     """The settings of a criterion that averages or sums gradients over batches."""
 
-    batches: int = 1
+    batches: int = searched(1, Choices((1, 2, 5, 10)))
     """number of training batches over which the gradient is averaged"""
     chunk_size: int | None = added(None)
     """images scored at once, to save memory; None: a whole batch"""

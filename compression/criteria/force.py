@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.criteria.base import GradientCriterionConfig, Rounds
 from compression.criteria.chunks import mean_gradients
 from compression.masks import prunable
 from compression.objectives.base import Objective
+from compression.spaces import Choices
 
 
 @Rounds(pruned_return=True, num_kept=math.floor)
@@ -38,7 +39,7 @@ def force(
 class FORCEConfig(GradientCriterionConfig):
     """Connection sensitivity in rounds; pruned weights may come back."""
 
-    rounds: int = 10
+    rounds: int = searched(10, Choices((5, 10, 20, 60)))
     """rounds of scoring and pruning"""
 
     label = "FORCE"

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.criteria.base import GradientCriterionConfig
 from compression.criteria.chunks import ChunkedLoss, check_batches, detached_buffers
 from compression.criteria.second_order import CheapSecondOrder
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
+from compression.spaces import Choices, LogRange
 
 
 class _Tempered(nn.Module):
@@ -69,9 +70,9 @@ def grasp(
 class GraSPConfig(GradientCriterionConfig):
     """Gradient signal preservation: weight times Hessian-gradient product."""
 
-    batches: int = 2
+    batches: int = searched(2, Choices((2, 4, 10)))
     """parts over which gradient and Hessian are summed"""
-    temperature: float = 200.0
+    temperature: float = searched(200.0, LogRange(10.0, 1000.0))
     """divides the logits"""
 
     label = "GraSP"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.batch import Batch
-from compression.config import added, with_fields
+from compression.config import added, searched, with_fields
 from compression.criteria.base import CriterionConfig
 from compression.criteria.chunks import ChunkedLoss, check_batches, check_num_images, detached_buffers, total_loss
 from compression.criteria.memory import check_memory
@@ -16,6 +16,7 @@ from compression.criteria.second_order import CheapSecondOrder, fast_layout
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
+from compression.spaces import IntRange, LogRange
 
 
 def prospr(
@@ -92,9 +93,9 @@ def check_inner(steps: int, lr: float, first_order: bool, chunk_size: int | None
 class ProsPrConfig(CriterionConfig):
     """Prospect pruning: scores by the meta-gradient through a few training steps."""
 
-    steps: int = 3
+    steps: int = searched(3, IntRange(0, 5))
     """inner gradient steps; 0 is SNIP"""
-    lr: float = 0.1
+    lr: float = searched(0.1, LogRange(0.01, 1.0))
     """learning rate of the inner steps"""
     first_order: bool = False
     """leave out second derivatives: less memory, another score"""

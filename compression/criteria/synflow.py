@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compression.batch import Batch
+from compression.config import searched
 from compression.criteria.base import CriterionConfig
 from compression.criteria.chunks import check_batches
 from compression.masks import prunable
 from compression.modules import in_mode
 from compression.objectives.base import Objective, check_positive
+from compression.spaces import Choices
 
 
 def synflow(
@@ -48,7 +50,7 @@ def synflow(
 class SynFlowConfig(CriterionConfig):
     """Synaptic flow: no data, many rounds."""
 
-    rounds: int = 100
+    rounds: int = searched(100, Choices((10, 30, 100)))
     """rounds of scoring and pruning"""
 
     label = "SynFlow"

@@ -11,6 +11,10 @@ from compression import allocation
 from compression.masks import Masks
 from compression.objectives.config import TeacherObjectiveConfig
 from compression.session import Session
+from compression.spaces import Choices
+
+SPARSITIES = Choices((0.8, 0.9, 0.95, 0.98))
+"""What a search tries: the usual values for pruning at initialisation."""
 
 
 class MethodConfig:

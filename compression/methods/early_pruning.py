@@ -11,12 +11,13 @@ from torch import nn
 
 from compression import allocation
 from compression.choose import choose
-from compression.config import added
+from compression.config import added, searched
 from compression.criteria import CriterionConfig, ProsPrConfig
 from compression.criteria.chunks import check_num_images
-from compression.methods.base import MethodConfig, note_ties
+from compression.methods.base import SPARSITIES, MethodConfig, note_ties
 from compression.objectives import CrossEntropy, CrossEntropyConfig, CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
+from compression.spaces import Choices
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class EarlyPruning(MethodConfig):
 
     criterion: CriterionConfig = field(default_factory=ProsPrConfig)
     objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
-    sparsity: float = 0.95
+    sparsity: float = searched(0.95, SPARSITIES)
     """share of convolution and linear weights removed"""
     allow_empty: bool = False
     """accept layers with no weight left (safe only where a shortcut bypasses them)"""
-    allocation: Literal["global", "per_layer", "erk"] = added("global")
+    allocation: Literal["global", "per_layer", "erk"] = added("global", Choices(("global", "per_layer", "erk")))
     """how many weights each layer keeps: by the scores over all layers, the same share of each layer, or
     Erdos-Renyi-Kernel densities"""
     rounds: int | None = added(None)

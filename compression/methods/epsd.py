@@ -11,12 +11,13 @@ from typing import ClassVar
 from torch import nn
 
 from compression import allocation, criteria
-from compression.config import added
+from compression.config import added, searched
 from compression.criteria.chunks import check_num_images
 from compression.criteria.prospr import check_inner
-from compression.methods.base import MethodConfig, note_ties
+from compression.methods.base import SPARSITIES, MethodConfig, note_ties
 from compression.objectives import CSKDConfig, ObjectiveConfig
 from compression.session import Session, objective_of
+from compression.spaces import IntRange, LogRange
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class EPSD(MethodConfig):
     """Prune at initialisation with the self-distillation loss, then train with it."""
 
     distillation: ObjectiveConfig = field(default_factory=CSKDConfig)
-    sparsity: float = 0.95
+    sparsity: float = searched(0.95, SPARSITIES)
     """share of convolution and linear weights removed"""
-    inner_steps: int = 3
+    inner_steps: int = searched(3, IntRange(0, 5))
     """gradient steps before the sensitivity is computed"""
-    inner_lr: float = 0.1
+    inner_lr: float = searched(0.1, LogRange(0.01, 1.0))
     """learning rate of those steps"""
     first_order: bool = False
     """omit second derivatives: less memory, a different score"""

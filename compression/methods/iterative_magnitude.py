@@ -11,19 +11,21 @@ from typing import Any, ClassVar, Literal, Self
 from torch import nn
 
 from compression import allocation, criteria
+from compression.config import searched
 from compression.masks import Masks, prunable
 from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropyConfig, ObjectiveConfig
 from compression.session import Session, objective_of
+from compression.spaces import Choices, Range
 
 
 @dataclass(frozen=True)
 class IterativeMagnitude(MethodConfig):
     """Rounds of pruning the smallest remaining weights and training again."""
 
-    rounds: int = 4
+    rounds: int = searched(4, Choices((2, 4, 7, 10, 13)))
     """number of rounds; 4 rounds of 20 % remove 59 %"""
-    share: float = 0.2
+    share: float = searched(0.2, Range(0.1, 0.4))
     """share of the remaining weights that each round removes"""
     rewind: Literal["weights", "learning_rate", "restart"] = "weights"
     """what is rewound before training again: weights and learning rate (lottery ticket), only the learning rate, or

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from compression import channels, compaction, gates
 from compression.batch import Batch
+from compression.config import searched
 from compression.gates import CostName, Gates
 from compression.methods.base import MethodConfig
 from compression.objectives import CrossEntropy, CrossEntropyConfig, KDConfig, Objective, ObjectiveConfig
 from compression.objectives.base import Model, check_positive
 from compression.session import Session
+from compression.spaces import Choices, LogRange, Range
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,27 @@ class PDD(MethodConfig):
     """experiment of the teacher; None: this experiment's own network, trained densely"""
     distill: bool = True
     """learn from the teacher; off: the control without a teacher"""
-    reduction: float | None = 0.3
+    reduction: float | None = searched(0.3, Range(0.2, 0.8))
     """share of the cost to remove, met within 2 %; None: as the gates have learned"""
     reduce: CostName = "macs"
     """the cost to reduce"""
-    budget_weight: float = 10.0
+    budget_weight: float = searched(10.0, LogRange(1.0, 100.0))
     """weight of the squared distance between cost and budget, both as shares of the whole network's cost"""
-    temperature: float = 3.0
+    temperature: float = searched(3.0, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    alpha: float = 0.4
+    alpha: float = searched(0.4, Range(0.1, 0.95))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
     divergence: Literal["kl", "authors"] = "kl"
     """the KL divergence, or what the authors' code computes instead with recent PyTorch"""
     gate_start: Literal["open", "random"] = "open"
     """open: all gates at 0.5; random: around 0 as in the authors' code, with half of the gates closed"""
-    gate_lr: float = 5.0
+    gate_lr: float = searched(5.0, LogRange(0.5, 20.0))
     """learning rate of the gates, as a multiple of that of the weights"""
     gate_decay: bool = False
     """apply weight decay to the gates, as in the authors' code"""
     gating: Any = None
     """training with gates; None: the experiment's training, which is also used for fine-tuning"""
-    distill_finetune: bool = False
+    distill_finetune: bool = searched(False, Choices((False, True)))
     """fine-tune with the teacher; the authors fine-tune on labels only"""
 
     def __post_init__(self) -> None:

@@ -14,12 +14,14 @@ from typing import Any, Literal
 from torch import nn
 
 from compression import students
+from compression.config import searched
 from compression.masks import Masks, prunable
 from compression.methods.base import MethodConfig
 from compression.methods.iterative_magnitude import IterativeMagnitude
 from compression.objectives import CrossEntropyConfig, KDConfig, LabelSmoothingConfig, ObjectiveConfig
 from compression.objectives.base import check_positive
 from compression.session import Session
+from compression.spaces import Choices, LogRange, Range
 
 Source = Literal["pruned", "dense", "none", "label_smoothing"]
 
@@ -30,7 +32,7 @@ class PruneThenDistill(MethodConfig):
 
     teacher: Any = None
     """experiment of the dense teacher; None: this experiment's own network, trained densely"""
-    rounds: int = 4
+    rounds: int = searched(4, Choices((2, 4, 7)))
     """rounds of pruning the teacher by 20 %: 2, 4 or 7 remove 36, 59 or 79 %"""
     retraining: Any = None
     """training of the teacher after each round; None: the teacher's own"""
@@ -41,9 +43,9 @@ class PruneThenDistill(MethodConfig):
     source: Source = "pruned"
     """what the student learns from: the pruned teacher (the method) or, as controls, the dense teacher, labels only
     (none), or smoothed labels"""
-    temperature: float = 10.0
+    temperature: float = searched(10.0, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    alpha: float = 0.95
+    alpha: float = searched(0.95, Range(0.1, 0.99))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
 
     def __post_init__(self) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
 from compression.objectives.config import ObjectiveConfig
+from compression.spaces import LogRange
 
 
 class CSKD(Objective):
@@ -42,9 +43,9 @@ class CSKD(Objective):
 class CSKDConfig(ObjectiveConfig):
     """Self-distillation between two images of one class."""
 
-    temperature: float = 4.0
+    temperature: float = searched(4.0, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    weight: float = 1.0
+    weight: float = searched(1.0, LogRange(0.1, 10.0))
     """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "CS-KD"

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.objectives.base import Model, Objective, check_positive, distillation_divergence, full_precision
 from compression.objectives.config import ObjectiveConfig
+from compression.spaces import LogRange
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class DLB(Objective):
 class DLBConfig(ObjectiveConfig):
     """Self-distillation from the last mini-batch."""
 
-    temperature: float = 3.0
+    temperature: float = searched(3.0, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    weight: float = 1.0
+    weight: float = searched(1.0, LogRange(0.1, 10.0))
     """weight of the distillation term; cross-entropy has weight 1"""
 
     label = "DLB"

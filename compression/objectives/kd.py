@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.objectives.base import (
     Model,
     Objective,
@@ -20,6 +20,7 @@ from compression.objectives.base import (
 )
 from compression.objectives.config import TeacherObjectiveConfig
 from compression.objectives.teacher import Teacher
+from compression.spaces import LogRange, Range
 
 Divergence = Literal["kl", "authors"]
 
@@ -93,9 +94,9 @@ def check_kd(temperature: float, alpha: float, divergence: str) -> None:
 class KDConfig(TeacherObjectiveConfig):
     """Distillation from a trained teacher."""
 
-    temperature: float = 4.0
+    temperature: float = searched(4.0, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    alpha: float = 0.9
+    alpha: float = searched(0.9, Range(0.1, 0.99))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
     divergence: Divergence = "kl"
     """kl: T^2 * KL, mean over the batch; authors: the term in PDD's published code, for comparison"""

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.objectives.base import Model, Objective, full_precision
 from compression.objectives.config import ObjectiveConfig
+from compression.spaces import Range
 
 Spread = Literal["all", "others"]
 
@@ -41,7 +42,7 @@ class LabelSmoothing(Objective):
 class LabelSmoothingConfig(ObjectiveConfig):
     """Cross-entropy with smoothed labels."""
 
-    epsilon: float = 0.1
+    epsilon: float = searched(0.1, Range(0.02, 0.3))
     """share of the target that is spread over classes"""
     spread: Spread = "all"
     """all: over all classes (the paper); others: over the other classes only (Tf-KD's code)"""

@@ -9,9 +9,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
-from compression.config import added, with_fields
+from compression.config import added, searched, with_fields
 from compression.objectives.base import Model, Objective, check_share, full_precision
 from compression.objectives.config import ObjectiveConfig
+from compression.spaces import Range
 
 
 class PSKD(Objective):
@@ -102,7 +103,7 @@ class PSKD(Objective):
 class PSKDConfig(ObjectiveConfig):
     """Self-distillation from each sample's prediction in the previous epoch."""
 
-    alpha: float = 0.8
+    alpha: float = searched(0.8, Range(0.3, 0.95))
     """weight of the stored prediction in the target of the last epoch; it grows linearly from 0"""
     half_memory: bool = added(False)
     """store predictions in float16: half the memory, for many samples and classes"""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compression.batch import Batch, Info
-from compression.config import with_fields
+from compression.config import searched, with_fields
 from compression.objectives.base import (
     Model,
     Objective,
@@ -18,6 +18,7 @@ from compression.objectives.base import (
 )
 from compression.objectives.config import ObjectiveConfig, TeacherObjectiveConfig
 from compression.objectives.teacher import Teacher
+from compression.spaces import LogRange, Range
 
 SELF_TEMPERATURE, SELF_ALPHA, SELF_MULTIPLIER = 6.0, 0.95, 50.0
 """The authors' values for a pretrained ResNet-18 as teacher of itself, on CIFAR-100."""
@@ -105,11 +106,11 @@ def check_tf_kd(temperature: float, alpha: float, multiplier: float, confidence:
 class TfKDSelfConfig(TeacherObjectiveConfig):
     """Teacher-free distillation from a pretrained copy of the network."""
 
-    temperature: float = SELF_TEMPERATURE
+    temperature: float = searched(SELF_TEMPERATURE, LogRange(1.0, 20.0))
     """divides the logits before the softmax"""
-    alpha: float = SELF_ALPHA
+    alpha: float = searched(SELF_ALPHA, Range(0.1, 0.99))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
-    multiplier: float = SELF_MULTIPLIER
+    multiplier: float = searched(SELF_MULTIPLIER, LogRange(5.0, 200.0))
     """of the distillation term, for 100 classes; scaled for other numbers, so that the term has the same weight"""
 
     label = "Tf-KD self"
@@ -123,13 +124,13 @@ class TfKDSelfConfig(TeacherObjectiveConfig):
 class TfKDRegConfig(ObjectiveConfig):
     """Teacher-free distillation from a virtual teacher with almost all probability on the label."""
 
-    temperature: float = REG_TEMPERATURE
+    temperature: float = searched(REG_TEMPERATURE, LogRange(5.0, 80.0))
     """divides the virtual teacher's probabilities before the softmax"""
-    alpha: float = REG_ALPHA
+    alpha: float = searched(REG_ALPHA, Range(0.05, 0.9))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
-    multiplier: float = REG_MULTIPLIER
+    multiplier: float = searched(REG_MULTIPLIER, LogRange(10.0, 400.0))
     """of the distillation term, for 100 classes; scaled for other numbers, so that the term has the same weight"""
-    confidence: float = CONFIDENCE
+    confidence: float = searched(CONFIDENCE, Range(0.9, 0.999))
     """probability that the virtual teacher gives the label"""
 
     label = "Tf-KD reg"
