@@ -225,7 +225,8 @@ HOW = "write a list like A,B,C, a range like 1..20 or a log range like log(0.01,
         ("data.root=a,b", "data.root is a place, which cannot change a result: give it as --data.root"),
         (
             "training.schedule.milestones=0.5",
-            "training.schedule.milestones is neither a number nor a word, so no search can vary it: give it as an option",
+            "training.schedule.milestones is neither a number nor a word, so no search can vary it: "
+            "give it as an option",
         ),
         ("training.epochs", "training.epochs has no space of its own: write its values, e.g. training.epochs=1,2,5"),
         (
