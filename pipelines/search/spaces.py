@@ -177,7 +177,7 @@ def _find(name: str, experiment: Experiment) -> _Value:
 def _unknown(name: str, values: Mapping[str, _Value], spaced: Mapping[str, Space]) -> str:
     """What to say of a name that is no value. spaced: the values that have a space."""
     inside = [each for each in values if each.startswith(f"{name}.")]
-    options = {option for recipe in RECIPES.values() for option in inspect.signature(recipe).parameters}
+    options = {option for recipe in RECIPES.values() for option in inspect.signature(recipe).parameters} - {"scratch"}
     last = name.rpartition(".")[2]
     named = [each for each in values if each.rpartition(".")[2] == name and can_be_searched(values[each].hint)]
     if name in options and not named:
