@@ -51,7 +51,7 @@ class RunRecord:
     params: Mapping[str, str | int | float | bool | None]
     tags: Mapping[str, str]
     metrics: Sequence[Metric]
-    status: Literal["RUNNING", "FINISHED", "FAILED"]
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
     artifacts: Sequence[Path] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""

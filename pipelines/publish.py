@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from pipelines.run_folder import RunFolder
 PLAIN = ("Experiment", "Training", "Augmentation")
 """Classes of which there is only one: their names tell nothing."""
 
-Status = Literal["RUNNING", "FINISHED", "FAILED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""As MLflow names them; KILLED: ended early on purpose."""
 
 SECONDS_BETWEEN = 30.0
 """Between two updates of a running experiment, so that its curves grow in MLflow while it trains."""
@@ -55,12 +56,12 @@ class Publisher:
         """Send everything known of a run, idempotently; returns its MLflow run id."""
         return self._connect().sync(self.suite, _record(folder, status))
 
-    def try_to_publish(self, folder: RunFolder) -> None:
-        """Send a running experiment. If the server does not answer, the run continues."""
-        if time.monotonic() < self._not_before:
+    def try_to_publish(self, folder: RunFolder, status: Status = "RUNNING") -> None:
+        """Send an experiment. If the server does not answer, the command continues."""
+        if time.monotonic() < self._not_before or folder.read_description() is None:
             return
         try:
-            self.publish(folder, "RUNNING")
+            self.publish(folder, status)
         except ConnectionError as error:
             self._retry_later(error)
 
@@ -70,11 +71,14 @@ class Publisher:
         if now - self._last.setdefault(folder.path, now) < SECONDS_BETWEEN:
             return
         self._last[folder.path] = now
-        if folder.read_description() is not None:
-            self.try_to_publish(folder)
+        self.try_to_publish(folder)
 
-    def publish_all(self, folders: Sequence[RunFolder], required: bool) -> dict[Path, str]:
+    def publish_all(
+        self, folders: Sequence[RunFolder], required: bool, statuses: Mapping[str, Status] | None = None
+    ) -> dict[Path, str]:
         """Send every run that has begun, as finished or failed; returns the MLflow run ids of those that were sent.
+
+        statuses: of runs without a result, by the names of their folders; without, they have failed.
 
         required: ConnectionError if MLflow does not answer; otherwise a message, because the storage has everything.
         A damaged network is not sent, with a message: MLflow keeps the copy that it has.
@@ -85,7 +89,8 @@ class Publisher:
                 if folder.read_description() is None:
                     continue
                 try:
-                    ids[path] = self.publish(folder, "FINISHED" if folder.read_result() else "FAILED")
+                    unfinished = (statuses or {}).get(path.name, "FAILED")
+                    ids[path] = self.publish(folder, "FINISHED" if folder.read_result() else unfinished)
                 except DamagedError as error:
                     say(self.console, f"not in MLflow: {error}", "red")
         except ConnectionError as error:
@@ -94,6 +99,17 @@ class Publisher:
                 raise ConnectionError(text) from error
             say(self.console, f"not in MLflow yet: {text}", "yellow")
         return ids
+
+    def publish_parent(self, record: RunRecord, children: Sequence[str]) -> str | None:
+        """Send a record of several runs and show them below it; the address of its page, None if MLflow is away."""
+        try:
+            tracker = self._connect()
+            parent = tracker.sync(self.suite, record)
+            tracker.nest(parent, children)
+            return tracker.page(self.suite, parent)
+        except ConnectionError as error:
+            self._retry_later(error)
+            return None
 
     def page(self, run_id: str) -> str:
         """The address of a run in MLflow's UI."""

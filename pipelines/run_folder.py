@@ -85,10 +85,13 @@ class RunFolder:
         result = self.read_result()
         if result is not None:
             return result["history"]
-        records: list[Record] = []
-        for stage in sorted((self.path / "stages").glob("*")):
-            if (stage / "stage.json").exists():
-                records += read_stage(stage)["history"]
-            elif (latest := CheckpointStore(stage / "checkpoints").latest()) is not None:
-                records += latest.state["history"]
-        return records
+        stages = sorted((self.path / "stages").glob("*"))
+        return [record for stage in stages for record in self.read_stage_history(stage.name)]
+
+    def read_stage_history(self, name: str) -> list[Record]:
+        """Every number that one stage has left so far."""
+        stage = self.stage(name)
+        if (stage / "stage.json").exists():
+            return read_stage(stage)["history"]
+        latest = CheckpointStore(stage / "checkpoints").latest()
+        return [] if latest is None else latest.state["history"]

@@ -53,7 +53,7 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
     """
     num_workers = group.workers if group.parallel == 1 else min(group.parallel, len(items))
     # Ray installs a SIGTERM handler when it starts: ours comes after that.
-    with environment(_settings(group)), _connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
+    with environment(_settings(group)), connection(num_workers) as interface, stop_on_sigterm() as stop_signal:
         _warn_if_small(num_workers)
         with storage_marker(group.storage) as marker:
             mailbox = open_mailbox(len(items))
@@ -72,7 +72,7 @@ def run_on_ray(body: Body, items: Sequence[Any], group: Group, on_event: OnEvent
 
 
 @contextmanager
-def _connection(num_workers: int) -> Iterator[str | None]:
+def connection(num_workers: int) -> Iterator[str | None]:
     """A connection to Ray: the caller's, that of RAY_ADDRESS, or to a Ray started here that ends with the block.
 
     A connection to a cluster stays open until the process ends (see `cluster.exit`).
@@ -101,12 +101,12 @@ def _connection(num_workers: int) -> Iterator[str | None]:
 def _warn_if_small(num_workers: int) -> None:
     import ray
 
-    available = int(ray.cluster_resources().get(_resource(), 0))
+    available = int(ray.cluster_resources().get(resource(), 0))
     if available < num_workers:
-        log.warning("Ray has %d %ss for %d workers: waiting for more", available, _resource(), num_workers)
+        log.warning("Ray has %d %ss for %d workers: waiting for more", available, resource(), num_workers)
 
 
-def _resource() -> str:
+def resource() -> str:
     """The resource of which each worker takes one."""
     import ray
 
@@ -125,7 +125,7 @@ def _trainer(task: Task, group: Group, num_workers: int, interface: str | None) 
         torch_config=torch_config(group.timeout),
         scaling_config=ScalingConfig(
             num_workers=num_workers if group.min_workers is None else (group.min_workers, num_workers),
-            use_gpu=_resource() == "GPU",
+            use_gpu=resource() == "GPU",
         ),
         run_config=RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",

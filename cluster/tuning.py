@@ -1,0 +1,264 @@
+"""Ray Tune runs the items of a search: what is tried next, and what is stopped early, is the caller's `Search`.
+
+A trial of one worker trains inside Tune's own actor, which is used for one trial after the other. A trial of several
+workers starts a Ray Train worker group from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from cluster.checkpoints import Marker, storage_error, storage_marker
+from cluster.environment import environment, thread_variables
+from cluster.group import Group
+from cluster.ray.trainer import connection, resource, run_on_ray
+from cluster.stopping import stop_on_sigterm
+from cluster.worker import Body, Outcome, Worker, run_item
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+log = logging.getLogger(__name__)
+
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the storage is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the caller's own journal says how to go on
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",  # a trial that was stopped saves nothing, but may be inside a step
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+WAIT: Any = object()
+"""What `Search.next` returns while nothing can be started, but something may later."""
+
+
+class Search(Protocol):
+    """What is tried. All its methods are called in the driver's thread, one at a time."""
+
+    def next(self) -> tuple[int, Any] | None:
+        """Number and item of the next trial; None: there are no more; WAIT: not now."""
+
+    def report(self, number: int, event: dict[str, Any]) -> bool:
+        """A running trial has emitted an event; True: stop it, without an outcome."""
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        """A trial has ended by itself."""
+
+    def lost(self, number: int, reason: str) -> None:
+        """The process of a trial died more often than allowed."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one trial takes of the cluster. cpus and gpus: of each of its workers; a GPU can be shared by several."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def tune(body: Body, search: Search, group: Group, parallel: int | None = None, gpus: float | None = None) -> bool:
+    """Run `body(item, worker)` for each item of the search, each by one worker or by `group.workers` together.
+
+    parallel: trials at a time; None: as many as fit.
+    gpus: of each worker, which may be a part of one; None: 1 if the cluster has any.
+    A trial whose process dies is started again, `group.max_failures` times: the body must resume from what it has
+    saved. False if SIGTERM ended the search. ValueError: a trial needs more than any machine has.
+    """
+    from ray import tune as ray_tune
+
+    with environment(SETTINGS), connection(2 * group.world_size) as interface, stop_on_sigterm() as stop_signal:
+        share = Share(group.threads, float(resource() == "GPU") if gpus is None else gpus)
+        fits = check_share(share, group)
+        name = f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
+        with storage_marker(group.storage) as marker:
+            trial = ray_tune.with_resources(
+                ray_tune.with_parameters(_trial, body=body, group=group, marker=marker), _resources(share, group)
+            )
+            tuner = ray_tune.Tuner(
+                trial,
+                tune_config=ray_tune.TuneConfig(
+                    search_alg=_searcher(search),
+                    scheduler=_scheduler(search),
+                    num_samples=-1,
+                    max_concurrent_trials=parallel or fits,
+                    reuse_actors=True,
+                ),
+                run_config=ray_tune.RunConfig(
+                    name=name,
+                    storage_path=str(Path(group.storage) / "ray"),
+                    verbose=0,
+                    failure_config=ray_tune.FailureConfig(max_failures=group.max_failures),
+                    stop=_stopper(lambda: stop_signal.stop_requested),
+                ),
+            )
+            with environment(variables):
+                tuner.fit()
+            shutil.rmtree(Path(group.storage) / "ray" / name, ignore_errors=True)
+    return not stop_signal.stop_requested
+
+
+def check_share(share: Share, group: Group) -> int:
+    """How many trials fit. ValueError: one needs more than any machine has, or than all have together."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, asked in {"GPU": share.gpus, "CPU": share.cpus}.items():
+        most, total = max(node.get(name, 0.0) for node in nodes), sum(node.get(name, 0.0) for node in nodes)
+        if asked > most:
+            option = "--gpus-per-trial" if name == "GPU" else "--threads"
+            raise ValueError(
+                f"{option} {asked:g}: no machine has so many {name}s, the largest has {most:g}: use {most:g} or less"
+            )
+        if asked * group.world_size > total:
+            raise ValueError(
+                f"--workers {group.workers} with {asked:g} {name} each: the cluster has {total:g}: use fewer workers"
+            )
+    fits = [
+        sum(int(node.get(name, 0.0) / asked + 1e-9) for node in nodes) // group.world_size
+        for name, asked in {"GPU": share.gpus, "CPU": share.cpus}.items()
+        if asked
+    ]
+    return max(1, min(fits, default=1))
+
+
+def _resources(share: Share, group: Group) -> Any:
+    """Of Tune's actor. The workers of a Ray Train group ask for their own."""
+    if group.world_size > 1:
+        return {"cpu": 0}
+    return {"cpu": share.cpus, "gpu": share.gpus}
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a trial tells the driver: an event, or its outcome. Not a dict, which Tune would flatten."""
+
+    event: dict[str, Any] | None = None
+    outcome: Outcome | None = None
+
+
+def _trial(config: dict[str, Any], body: Body, group: Group, marker: Marker) -> None:
+    """One trial, in a thread of Tune's actor. `report` waits for the driver, and does not return if it says stop."""
+    import ray
+    from ray import tune as ray_tune
+
+    def emit(event: dict[str, Any]) -> None:
+        ray_tune.report({"report": _Report(event=event)})
+
+    item = config["item"]
+    if error := storage_error(marker, ray.util.get_node_ip_address()):
+        outcome = Outcome(error=error)
+    elif group.world_size > 1:
+        [outcome] = run_on_ray(body, [item], group, lambda _, event: emit(event))
+    else:
+        torch.set_num_threads(group.threads)
+        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        outcome = run_item(body, item, Worker(0, 1, device, None, emit))
+    ray_tune.report({"report": _Report(outcome=outcome), "done": True})
+
+
+def _searcher(search: Search) -> Searcher:
+    from ray.tune.search import Searcher
+
+    class Driver(Searcher):
+        """Tune's view of a search: it asks for trials, and is told their ends."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers: dict[str, int] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            found = search.next()
+            if found is None:
+                return Searcher.FINISHED
+            if found is WAIT:
+                return None
+            self.numbers[trial_id], item = found
+            return {"number": found[0], "item": item}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            number = self.numbers.pop(trial_id)
+            report = (result or {}).get("report")
+            if error:
+                search.lost(number, "its process died")
+            elif report is not None and report.outcome is not None:
+                search.end(number, report.outcome)
+
+        def save(self, checkpoint_path: str) -> None:
+            """The caller saves what it needs."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError("a search goes on from its own journal")
+
+    return Driver()
+
+
+def _scheduler(search: Search) -> TrialScheduler:
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+    class Events(FIFOScheduler):
+        """Passes the events of trials to the search, which decides whether they are stopped."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            event = result["report"].event
+            stop = event is not None and search.report(trial.config["number"], event)
+            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    return Events()
+
+
+def _stopper(stop_requested: Callable[[], bool]) -> Any:
+    from ray.tune import Stopper
+
+    class OnRequest(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop_requested()
+
+    return OnRequest()
+
+
+class Halving:
+    """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
+
+    After 1, 3, 9... epochs a trial is stopped if its value is below the best third of those recorded there so far. The
+    last epoch stops nothing. Decisions depend only on the order of the calls, so a journal can repeat them.
+    """
+
+    def __init__(self, epochs: int, factor: int = 3, first: int = 1) -> None:
+        self._asha = None
+        if epochs > first:
+            from ray.tune.schedulers import AsyncHyperBandScheduler
+
+            limits = {"max_t": epochs - 1, "grace_period": first, "stop_last_trials": False}
+            self._asha = AsyncHyperBandScheduler("epoch", "value", "max", reduction_factor=factor, **limits)
+        self._known: set[int] = set()
+
+    def stop(self, number: int, epoch: int, value: float) -> bool:
+        """Record a trial's value after `epoch` epochs; True: the trial is to be stopped."""
+        if self._asha is None:
+            return False
+        trial: Any = _Named(str(number))
+        if number not in self._known:
+            self._known.add(number)
+            self._asha.on_trial_add(None, trial)  # pyright: ignore[reportArgumentType]  (it uses the trial's id alone)
+        return self._asha.on_trial_result(None, trial, {"epoch": epoch, "value": value}) == "STOP"  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class _Named:
+    trial_id: str

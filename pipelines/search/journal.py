@@ -1,0 +1,55 @@
+"""Journal: what happened in a sweep, in order, one checked line each. From it a killed sweep goes on where it was."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.atomic import sync
+from cluster.records import CHECKSUM, as_json, as_record, sha256
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """A file of JSON lines that only grows; each line has a checksum. The caller holds the sweep's lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, entry: Entry) -> None:
+        """Add a line; it is on the disk on return."""
+        new = not self.path.exists()
+        with self.path.open("ab") as file:
+            file.write(as_record(entry) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(self.path.parent)
+
+    def read(self) -> Iterator[Entry]:
+        """All entries, the oldest first. The torn last line of a killed writer is cut off.
+
+        ValueError names a line that is damaged.
+        """
+        if not self.path.exists():
+            return
+        whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+        if torn:
+            os.truncate(self.path, len(whole) + len(newline))
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            yield self._entry(line, number)
+
+    def _entry(self, line: bytes, number: int) -> Entry:
+        try:
+            entry = json.loads(line)
+            checksum = entry.pop(CHECKSUM)
+            if checksum == sha256(as_json(entry)):
+                return entry
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        raise ValueError(
+            f"{self.path}, line {number}, is damaged or was edited: what the search knew after it is lost. Delete "
+            f"{self.path.parent} to search anew; finished trials stay in the storage and cost nothing again"
+        )

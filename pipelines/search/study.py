@@ -1,0 +1,301 @@
+"""Study: what a sweep knows. It draws trials, hears what they reach, and decides which are stopped.
+
+Everything that happens is an entry of the journal first. A study that is opened again applies the entries to a fresh
+sampler and scheduler, in their order, and is then the study that it was.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.tuning import WAIT, Halving
+from cluster.worker import Outcome
+from compression.spaces import LogRange, Range, Space
+from pipelines.experiment import Experiment
+from pipelines.search import spaces
+from pipelines.search.journal import Entry, Journal
+from pipelines.search.samplers import SAMPLERS, Sampler
+from pipelines.search.trial import Goal, Point, State, Trial
+
+DIGITS = 6
+"""Significant digits of a drawn number: more tell trials apart that are the same, and nobody writes them by hand."""
+
+MOST_REPEATS = 200
+"""Draws in a row of points that were drawn before, after which nothing new is expected."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run says: a value for each objective, and what its training cost in dense epochs."""
+
+    values: tuple[float, ...]
+    dense_epochs: float
+
+
+class Runs(Protocol):
+    """The runs behind the trials."""
+
+    def found(self, experiment: Experiment) -> Found | None:
+        """Of its finished run; None: there is none. ValueError: it is of other data, damaged, or lacks a cost."""
+
+    def history(self, experiment: Experiment) -> Sequence[float]:
+        """The accuracy after each epoch of its last training, as far as it is stored."""
+        ...
+
+    def item(self, experiment: Experiment) -> Any:
+        """What a worker needs to run it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched: everything that decides which trials are drawn and stopped, but their number."""
+
+    experiment: Experiment
+    space: dict[str, Space]
+    search: str = "optuna"
+    scheduler: str = "asha"
+    goal: Goal = field(default_factory=Goal)
+
+    @property
+    def epochs(self) -> int:
+        """Of the last training of a trial."""
+        return self.experiment.method.trainings(self.experiment.training)[-1].epochs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is searched. More of it continues the same sweep.
+
+    dense_epochs: no trial is started that would exceed this cost, in epochs of dense training; None: any.
+    """
+
+    trials: int = 20
+    dense_epochs: float | None = None
+
+
+@dataclass
+class _Known:
+    """What the entries say of one trial. draw: its number among all draws of the sampler."""
+
+    draw: int
+    point: Point
+    identity: str
+    state: State = "running"
+    values: tuple[float, ...] | None = None
+    history: list[tuple[int, float]] = field(default_factory=list)
+    dense_epochs: float | None = None
+    new: bool = True
+    error: str | None = None
+
+
+class Study:
+    """The trials of one sweep; what `cluster.tuning.tune` calls.
+
+    on_change: is called with the number of each trial that began, reached an epoch or ended.
+    """
+
+    def __init__(
+        self, plan: Plan, limits: Limits, journal: Journal, runs: Runs, on_change: Callable[[int], None]
+    ) -> None:
+        self.plan, self.limits, self._journal = plan, limits, journal
+        self._runs, self._on_change = runs, on_change
+        self._sampler: Sampler = SAMPLERS[plan.search](plan.space, plan.goal, plan.experiment.seed)
+        self._halving = Halving(plan.epochs) if plan.scheduler == "asha" else None
+        self._known: list[_Known] = []
+        self._numbers: dict[str, int] = {}
+        self._num_draws = 0
+        self.exhausted = ""
+        """Why there are fewer trials than asked for."""
+        self.losses: dict[int, str] = {}
+        """Trials whose processes died: number -> how. The same command resumes them."""
+        for entry in journal.read():
+            self._apply(entry)
+        self._resuming = deque(number for number, known in enumerate(self._known) if known.state == "running")
+
+    @property
+    def complete(self) -> bool:
+        """Whether all trials that were asked for have ended."""
+        return not self._resuming and len(self._known) >= self.limits.trials
+
+    def trials(self) -> list[Trial]:
+        """All trials, in the order in which they were drawn."""
+        price = self._price()
+        return [
+            Trial(
+                number,
+                known.point,
+                known.identity,
+                known.state,
+                known.values,
+                tuple(known.history),
+                len(known.history) * price if known.dense_epochs is None else known.dense_epochs,
+                known.error,
+            )
+            for number, known in enumerate(self._known)
+        ]
+
+    def experiment(self, number: int) -> Experiment:
+        return spaces.at(self.plan.experiment, self._known[number].point)
+
+    def next(self) -> Any:
+        """Number and item of the next trial to run: first those that a killed sweep left, then new ones."""
+        while self._resuming:
+            number = self._resuming.popleft()
+            if item := self._start(number, self.experiment(number)):
+                return number, item
+        repeats = 0
+        while len(self._known) < self.limits.trials and repeats < MOST_REPEATS:
+            if (wait := self._budget()) is not True:
+                return wait
+            point = self._draw()
+            if point is None:
+                break
+            try:
+                experiment = spaces.at(self.plan.experiment, point)
+            except ValueError as error:
+                self._record({"kind": "draw", "point": dict(point), "identity": ""})
+                self._end(len(self._known) - 1, "failed", error=str(error))
+                continue
+            if experiment.identity in self._numbers:
+                repeats += 1
+                self._repeat(self._numbers[experiment.identity], point)
+                continue
+            self._record({"kind": "draw", "point": dict(point), "identity": experiment.identity})
+            if item := self._start(len(self._known) - 1, experiment):
+                return len(self._known) - 1, item
+        if len(self._known) < self.limits.trials:
+            self.exhausted = "the space has no more points that were not tried"
+        return None
+
+    def report(self, number: int, event: dict[str, Any]) -> bool:
+        """A trial reached {"epoch": counted from 1, "value": its accuracy, "last": whether it is the last epoch}."""
+        known = self._known[number]
+        if known.state == "running" and event["epoch"] > len(known.history):
+            self._record({"kind": "epoch", "number": number, **event})
+            self._on_change(number)
+        return known.state != "running"
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        """A trial ended by itself: it failed, was stopped with the whole command, or left a finished run."""
+        if outcome.stopped or self._known[number].state != "running":
+            return
+        if outcome.error is not None:
+            self._end(number, "failed", error=outcome.error)
+            return
+        try:
+            found = self._runs.found(self.experiment(number))
+        except ValueError as error:
+            self._end(number, "failed", error=str(error))
+            return
+        assert found is not None, f"trial {number} ended without an error and without a result"
+        self._finish(number, found, new=True)
+
+    def lost(self, number: int, reason: str) -> None:
+        """The process of a trial died too often. It stays unfinished."""
+        self.losses[number] = reason
+
+    def _start(self, number: int, experiment: Experiment) -> Any:
+        """The item of a trial that is to run; None: its run is finished already, so the trial is too."""
+        found = self._runs.found(experiment)
+        if found is None:
+            self._on_change(number)
+            return self._runs.item(experiment)
+        history = self._runs.history(experiment)
+        for epoch in range(len(self._known[number].history), len(history)):
+            at = {"number": number, "epoch": epoch + 1, "value": history[epoch], "last": epoch + 1 == len(history)}
+            # It is finished: nothing is saved by stopping it, but others are compared with it.
+            self._record({"kind": "epoch", **at, "keep": True})
+        self._finish(number, found, new=False)
+        return None
+
+    def _finish(self, number: int, found: Found, new: bool) -> None:
+        """new: the run was not there before, so that its cost counts for the budget."""
+        self._end(number, "finished", values=list(found.values), dense_epochs=found.dense_epochs, new=new)
+
+    def _end(self, number: int, state: State, **more: Any) -> None:
+        self._record({"kind": "end", "number": number, "state": state, **more})
+        self._on_change(number)
+
+    def _repeat(self, number: int, point: Point) -> None:
+        """The sampler drew a trial again: it is told the result, as far as known, and nothing runs."""
+        known = self._known[number]
+        state = "failed" if known.state == "running" else known.state
+        self._record({"kind": "repeat", "point": dict(point), "number": number, "state": state})
+
+    def _record(self, entry: Entry) -> None:
+        entry = {**entry, "time_ms": time.time_ns() // 1_000_000}
+        self._journal.append(entry)
+        self._apply(entry, drawn=True)
+
+    def _draw(self) -> Point | None:
+        point = self._sampler.ask()
+        return None if point is None else {name: tidy(value, self.plan.space[name]) for name, value in point.items()}
+
+    def _apply(self, entry: Entry, drawn: bool = False) -> None:
+        """Let an entry have its effect. drawn: the sampler has just made the draw that the entry tells of."""
+        kind = entry["kind"]
+        if kind in ("draw", "repeat"):
+            if not drawn and (again := self._draw()) != entry["point"]:
+                raise ValueError(
+                    f"{self._journal.path}: the search would now draw {again}, but had drawn {entry['point']}: it was "
+                    "made with another version of its sampler. Install that version (sweep.json names it), or delete "
+                    f"{self._journal.path.parent} to search anew; finished trials cost nothing again"
+                )
+            self._num_draws += 1
+        if kind == "draw":
+            self._numbers[entry["identity"]] = len(self._known)
+            self._known.append(_Known(self._num_draws - 1, entry["point"], entry["identity"]))
+        elif kind == "repeat":
+            known = self._known[entry["number"]]
+            if entry["state"] == "stopped":
+                for epoch, value in known.history:
+                    self._sampler.report(self._num_draws - 1, epoch, value)
+            self._sampler.tell(self._num_draws - 1, entry["state"], known.values)
+        elif kind == "epoch":
+            self._apply_epoch(entry)
+        else:
+            known = self._known[entry["number"]]
+            known.state, known.error, known.new = entry["state"], entry.get("error"), entry.get("new", True)
+            known.values = tuple(entry["values"]) if "values" in entry else None
+            known.dense_epochs = entry.get("dense_epochs")
+            self._sampler.tell(known.draw, known.state, known.values)
+
+    def _apply_epoch(self, entry: Entry) -> None:
+        number, epoch, value = entry["number"], entry["epoch"], entry["value"]
+        known = self._known[number]
+        known.history.append((epoch, value))
+        self._sampler.report(known.draw, epoch, value)
+        # After its last epoch a trial is whole: there is nothing to stop.
+        if self._halving is None or entry["last"]:
+            return
+        if self._halving.stop(number, epoch, value) and not entry.get("keep"):
+            known.state = "stopped"
+            self._sampler.tell(known.draw, "stopped", None)
+
+    def _price(self) -> float:
+        """Dense epochs that an epoch of a trial costs, by the finished trials; 1 before there is any."""
+        done = [known for known in self._known if known.dense_epochs is not None and known.history]
+        epochs = sum(len(known.history) for known in done)
+        return sum(known.dense_epochs or 0.0 for known in done) / epochs if epochs else 1.0
+
+    def _budget(self) -> Any:
+        """True: another trial can be paid; WAIT: perhaps when one has ended; None: no more."""
+        if self.limits.dense_epochs is None:
+            return True
+        whole = self.plan.epochs * self._price()
+        ended = [each for each in zip(self._known, self.trials(), strict=True) if each[0].state != "running"]
+        spent = sum(trial.dense_epochs for known, trial in ended if known.new)
+        running = len(self._known) - len(ended)
+        if spent + (running + 1) * whole <= self.limits.dense_epochs:
+            return True
+        self.exhausted = f"the budget of {self.limits.dense_epochs:g} dense epochs is spent ({spent:.4g})"
+        return WAIT if running and spent + whole <= self.limits.dense_epochs else None
+
+
+def tidy(value: Any, space: Space) -> Any:
+    """A drawn value with at most DIGITS digits, inside its space."""
+    if isinstance(space, (Range, LogRange)):
+        return min(max(float(f"{value:.{DIGITS}g}"), float(space.low)), float(space.high))
+    return value
