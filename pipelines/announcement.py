@@ -18,7 +18,7 @@ FIRST = (
     *("model", "method.sparsity", "method.rounds", "method.reduction", "seed", "seeds"),
     *("data.root", "data.name", "data.image-size"),
     *("training.epochs", "training.batch-size", "training.optimizer.lr", "training.precision"),
-    *("workers", "launcher", "parallel", "storage", "controls", "verbose"),
+    *("workers", "launcher", "parallel", "storage", "controls", "from", "verbose"),
 )
 """Options of the short help, beside the recipe's own."""
 

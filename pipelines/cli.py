@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -19,6 +20,7 @@ from pipelines.announcement import short_help, show
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement, parameters
 from pipelines.progress import complain, refusing, say
+from pipelines.search.settings import apply, read_settings
 from pipelines.teachers import with_followers
 
 Recipe = Callable[..., Experiment]
@@ -31,6 +33,15 @@ HELP = ("-h", "--help", "--help-all")
 
 CONFIG = (tyro.conf.AvoidSubcommands,)
 """How tyro makes options of an experiment."""
+
+SettingsFile = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="from",
+        metavar="FILE",
+        help="best.toml of a sweep: its values become defaults; other options override them",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Command:
     """several seeds in one command, in place of --seed: all runs once for each"""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """first show every value of every run"""
+    settings: SettingsFile = None
 
     def experiments(self) -> list[Experiment]:
         """All runs of the command, seed by seed; teachers run when they are needed."""
@@ -62,6 +74,7 @@ class _First:
 
     recipe: Annotated[Any, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
     storage: str = Placement.storage
+    settings: SettingsFile = None
 
 
 @refusing(ValueError, OSError)
@@ -85,7 +98,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None, program: str | None 
 
 
 def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Command:
-    """The command line, with the recipe's values as defaults. ValueError for an impossible value."""
+    """The command line, over the recipe's values and those of --from. ValueError for an impossible value."""
     argv = renamed(argv)
     words = [word for word in argv if word not in HELP]
     own = options_of(recipe)
@@ -96,7 +109,9 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
         argv = [*argv, "--storage", str(storage)]
         if "scratch" in inspect.signature(recipe).parameters:
             chosen["scratch"] = storage / "smoke"
-    experiment = recipe(**chosen)
+    own_values = experiment = recipe(**chosen)
+    if first.settings is not None:
+        experiment = apply(read_settings(Path(first.settings)), experiment, Path(first.settings))
     default = Command(own(), experiment, Placement(), suite=experiment.data.label, controls=not chosen.get("smoke"))
     if {"-h", "--help"} & set(argv):
         names = [item.name for item in fields(own)]
@@ -105,7 +120,7 @@ def parse(recipe: Recipe, argv: Sequence[str], program: str | None = None) -> Co
     argv = ["--help" if word == "--help-all" else word for word in argv]
     command = _parse(recipe, default, argv, program)
     command = replace(command, experiment=with_followers(command.experiment, experiment))
-    for text in kept_trainings(command.experiment, experiment):
+    for text in kept_trainings(command.experiment, own_values):
         complain(text, "yellow")
     for name, value in parameters(command.experiment):
         if isinstance(value, float) and not math.isfinite(value):
