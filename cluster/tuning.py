@@ -7,6 +7,7 @@ workers starts a Ray Train worker group from there.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 import uuid
@@ -44,6 +45,10 @@ WAIT: Any = object()
 """What `Search.next` returns while nothing can be started, but something may later."""
 
 
+FACTOR = 3
+"""Of ASHA: one of so many trials goes on, to so many times as many epochs."""
+
+
 class Search(Protocol):
     """What is tried. All its methods are called in the driver's thread, one at a time."""
 
@@ -52,6 +57,7 @@ class Search(Protocol):
 
     def report(self, number: int, event: dict[str, Any]) -> bool:
         """A running trial has emitted an event; True: stop it, without an outcome."""
+        ...
 
     def end(self, number: int, outcome: Outcome) -> None:
         """A trial has ended by itself."""
@@ -169,18 +175,29 @@ def _trial(config: dict[str, Any], body: Body, group: Group, marker: Marker) -> 
     ray_tune.report({"report": _Report(outcome=outcome), "done": True})
 
 
+class _NotStored:
+    """Tune stores copies of what it works with, to go on after a crash. A search goes on from its caller's journal."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self.search = search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 def _searcher(search: Search) -> Searcher:
     from ray.tune.search import Searcher
 
-    class Driver(Searcher):
+    class Driver(_NotStored, Searcher):
         """Tune's view of a search: it asks for trials, and is told their ends."""
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, search: Search) -> None:
+            super().__init__(search)
             self.numbers: dict[str, int] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            found = search.next()
+            found = self.search.next()
             if found is None:
                 return Searcher.FINISHED
             if found is WAIT:
@@ -192,31 +209,28 @@ def _searcher(search: Search) -> Searcher:
             number = self.numbers.pop(trial_id)
             report = (result or {}).get("report")
             if error:
-                search.lost(number, "its process died")
+                self.search.lost(number, "its process died")
             elif report is not None and report.outcome is not None:
-                search.end(number, report.outcome)
+                self.search.end(number, report.outcome)
 
         def save(self, checkpoint_path: str) -> None:
             """The caller saves what it needs."""
 
-        def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError("a search goes on from its own journal")
-
-    return Driver()
+    return Driver(search)
 
 
 def _scheduler(search: Search) -> TrialScheduler:
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-    class Events(FIFOScheduler):
+    class Events(_NotStored, FIFOScheduler):
         """Passes the events of trials to the search, which decides whether they are stopped."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             event = result["report"].event
-            stop = event is not None and search.report(trial.config["number"], event)
+            stop = event is not None and self.search.report(trial.config["number"], event)
             return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
-    return Events()
+    return Events(search)
 
 
 def _stopper(stop_requested: Callable[[], bool]) -> Any:
@@ -235,12 +249,12 @@ def _stopper(stop_requested: Callable[[], bool]) -> Any:
 class Halving:
     """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
 
-    After 1, 3, 9... epochs a trial is stopped if its value is below the best third of those recorded there so far. The
-    last epoch stops nothing. Decisions depend only on the order of the calls, so a journal can repeat them.
+    After a ninth and a third of its epochs a trial is stopped if its value is not among the best third of those recorded
+    there so far. Decisions depend only on the order of the calls, so a journal can repeat them.
     """
 
-    def __init__(self, epochs: int, factor: int = 3, first: int = 1) -> None:
-        self._asha = None
+    def __init__(self, epochs: int) -> None:
+        self._asha, first, factor = None, math.ceil(epochs / FACTOR**2), FACTOR
         if epochs > first:
             from ray.tune.schedulers import AsyncHyperBandScheduler
 

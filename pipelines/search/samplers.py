@@ -71,7 +71,8 @@ class Optuna:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-        directions = ["maximize", "minimize"][: len(goal.names)]
+        high, low = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [high, low][: len(goal.names)]
         self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._space = {name: distribution(each) for name, each in space.items()}
         self._trials: list[Any] = []
