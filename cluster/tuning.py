@@ -249,8 +249,8 @@ def _stopper(stop_requested: Callable[[], bool]) -> Any:
 class Halving:
     """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
 
-    After a ninth and a third of its epochs a trial is stopped if its value is not among the best third of those recorded
-    there so far. Decisions depend only on the order of the calls, so a journal can repeat them.
+    After a ninth and a third of its epochs a trial is stopped if its value is not among the best third recorded there.
+    Decisions depend only on the order of the calls, so a journal can repeat them.
     """
 
     def __init__(self, epochs: int) -> None:

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--scheduler",
         metavar="NAME",
-        help="asha: stop trials that are not in the best third after a ninth, and a third, of the epochs; none: train all "
+        help="asha: stop trials that are not in the best third after a ninth and a third of the epochs; none: train all "
         "to their end (asha; none with a cost)",
     )
     costs = "; ".join(f"{name}: {text}" for name, text in COSTS.items())
