@@ -82,12 +82,16 @@ class Tracker:
         return run.info.run_id
 
     def nest(self, parent: str, children: Sequence[str]) -> None:
-        """Show the runs `children` below the run `parent` of their suite. A run that is below another stays there."""
+        """Show the runs `children` below the run `parent` of their suite.
+
+        A run that is below another stays there, unless `parent` has replaced that one.
+        """
         with reaching(self._uri):
             experiment = self._client.get_run(parent).info.experiment_id
             nested = {run.info.run_id for run in self._search(experiment, f"tags.`{PARENT}` = '{parent}'")}
-            for child in children:
-                if child not in nested and PARENT not in self._client.get_run(child).data.tags:
+            replaced = {run.info.run_id for run in self._search(experiment, f"tags.`{REPLACED}` = '{parent}'")}
+            for child in set(children) - nested:
+                if self._client.get_run(child).data.tags.get(PARENT) in {None, *replaced}:
                     self._client.set_tag(child, PARENT, parent)
 
     def page(self, suite: str, run_id: str | None = None) -> str:

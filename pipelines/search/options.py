@@ -10,8 +10,8 @@ from pipelines import cli
 from pipelines.experiment import Experiment
 from pipelines.recipes import RECIPES
 from pipelines.search import spaces
+from pipelines.search.plan import Limits, Plan
 from pipelines.search.samplers import PER_RANGE, SAMPLERS
-from pipelines.search.study import Limits, Plan
 from pipelines.search.trial import COSTS, Goal
 
 SCHEDULERS = {"asha": True, "none": False}
@@ -65,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--scheduler",
         metavar="NAME",
-        help="asha: stop trials that are not in the best third after a ninth and a third of the epochs; none: train all "
-        "to their end (asha; none with a cost)",
+        help="asha: stop trials that are not in the best third after a ninth and a third of the epochs; none: train "
+        "all to their end (asha; none with a cost)",
     )
     costs = "; ".join(f"{name}: {text}" for name, text in COSTS.items())
     made.add_argument(

@@ -10,7 +10,7 @@ from pipelines import reuse
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.run_folder import RunFolder
-from pipelines.search.study import Found
+from pipelines.search.plan import Found
 from pipelines.search.trial import Goal
 from pipelines.teachers import closure
 

@@ -36,9 +36,10 @@ from pipelines.run_folder import RunFolder
 from pipelines.search.display import SweepProgress
 from pipelines.search.figures import draw
 from pipelines.search.journal import Journal
+from pipelines.search.plan import Limits, Plan
 from pipelines.search.runs import StoredRuns, run_trial
 from pipelines.search.settings import write_settings
-from pipelines.search.study import Limits, Plan, Study
+from pipelines.search.study import Study
 from pipelines.search.table import write_csv
 from pipelines.search.trial import Trial, front
 
