@@ -141,9 +141,9 @@ def check_share(share: Share, group: Group) -> int:
 
 
 def _resources(share: Share, group: Group) -> Any:
-    """Of Tune's actor. The workers of a Ray Train group ask for their own."""
+    """Of Tune's actor. The workers of a Ray Train group ask for their own: it takes a byte, as Tune wants something."""
     if group.world_size > 1:
-        return {"cpu": 0}
+        return {"memory": 1}
     return {"cpu": share.cpus, "gpu": share.gpus}
 
 

@@ -26,8 +26,8 @@ def confirm(swept: Swept, seeds: Sequence[int], whole_front: bool, place: Place,
     if not seeds:
         return 0
     chosen = swept.best if whole_front else [max(swept.best, key=lambda trial: trial.values or ())]
-    of_trials = {trial: spaces.at(swept.plan.experiment, trial.point) for trial in chosen}
-    experiments = [replace(each, seed=seed) for each in of_trials.values() for seed in seeds]
+    base = swept.plan.experiment
+    experiments = [replace(spaces.at(base, trial.point), seed=seed) for trial in chosen for seed in seeds]
     say(console, f"confirming {len(chosen)} setting{'s' * (len(chosen) > 1)} with seeds {' '.join(map(str, seeds))}")
     placement = place.placement
     if (placement.workers or 1) == 1:
@@ -35,9 +35,9 @@ def confirm(swept: Swept, seeds: Sequence[int], whole_front: bool, place: Place,
         workers = 1 if IN_RAY_JOB in os.environ else 0
         placement = replace(placement, workers=workers, parallel=min(local, len(experiments)))
     ended = run_experiments(experiments, placement, place.suite, place.recipe, console)
-    groups = dict(zip(of_trials, _pieces(ended, len(seeds)), strict=True))
+    groups = list(zip(chosen, _pieces(ended, len(seeds)), strict=True))
     console.print(_table(groups))
-    rows = [_row(trial, ends) for trial, ends in groups.items()]
+    rows = [_row(trial, ends) for trial, ends in groups]
     write_record(swept.folder / "confirmed.json", {"sweep": swept.folder.name, "confirmed": rows})
     failed = [end for end in ended if end.error is not None]
     for end in failed:
@@ -61,9 +61,9 @@ def _row(trial: Trial, ends: Sequence[Ended]) -> dict[str, object]:
     return {"trial": trial.number, "settings": dict(trial.point), "runs": runs}
 
 
-def _table(groups: dict[Trial, Sequence[Ended]]) -> Table:
+def _table(groups: Sequence[tuple[Trial, Sequence[Ended]]]) -> Table:
     table = Table("trial", "settings", "test accuracy", "n", box=None, pad_edge=False)
-    for trial, ends in groups.items():
+    for trial, ends in groups:
         found = _accuracies(ends)
         text = f"{statistics.mean(found):.2%}" if found else "-"
         if len(found) > 1:

@@ -134,7 +134,9 @@ def grid(space: Mapping[str, Space], per_range: int) -> Iterator[dict[str, Any]]
 
 def table(space: Mapping[str, Space], experiment: Experiment) -> Table:
     """What is searched: each name with its meaning, its value in the experiment, its space and the number of values."""
-    shown = Table("setting", "meaning", "default", "values", "number")
+    shown = Table(box=None, pad_edge=False)
+    for title in ("setting", "meaning", "default", "values", "number"):
+        shown.add_column(title, overflow="fold", no_wrap=title == "setting")
     for name, each in space.items():
         value = _find(name, experiment)
         size = "any" if each.size is None else f"{each.size:,}"
