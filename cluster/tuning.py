@@ -84,7 +84,7 @@ def tune(body: Body, search: Search, group: Group, parallel: int | None = None, 
     """
     from ray import tune as ray_tune
 
-    with environment(SETTINGS), connection(2 * group.world_size) as interface, stop_on_sigterm() as stop_signal:
+    with environment(SETTINGS), connection((parallel or 1) * group.world_size) as interface, stop_on_sigterm() as stop_signal:
         share = Share(group.threads, float(resource() == "GPU") if gpus is None else gpus)
         fits = check_share(share, group)
         name = f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
