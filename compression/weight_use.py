@@ -21,9 +21,10 @@ COPIES = {"_to_copy", "clone", "copy", "lift_fresh"}
 
 @dataclass(frozen=True)
 class Use:
-    """One product of activations with a tensor made of parameters or buffers.
+    """One product of activations with a tensor made of parameters or buffers, or a convolution with a computed kernel.
 
-    parameter: the name of the first of them. exact: the factor holds its values, not results of arithmetic.
+    parameter: the name of the first of them; "" for a kernel that depends on the image. exact: the factor holds its
+        values, not results of arithmetic.
     macs: multiply-accumulates. effective: those with a factor that is not zero.
     """
 
@@ -87,6 +88,9 @@ class _Watch(TorchDispatchMode):
     def _product(self, operator: str, args: Sequence[Any], result: Tensor) -> None:
         factors = [args[place] for place in OPERANDS[operator]]
         weights = [factor for factor in factors if _address(factor) in self._names]
+        if not weights and operator == "convolution":
+            self._mark(factors[1], "", False)
+            weights = factors[1:]
         if not weights:
             return
         weight = weights[-1]  # of a learned query and its projection, the projection

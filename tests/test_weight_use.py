@@ -22,7 +22,7 @@ def counted_by_torch(model: nn.Module, images: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            model.eval()(images)
+            model.eval().requires_grad_(False)(images)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
     counts: dict[Any, int] = counter.get_flop_counts()["Global"]
