@@ -32,6 +32,7 @@ from compression.objectives import OBJECTIVES, CrossEntropy
 from compression.objectives.base import Objective
 from pipelines import cli, prepare
 from pipelines.recipes import RECIPES
+from pipelines.search import options as search
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRIBUTING, CARDS = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/methods.md"))
@@ -150,11 +151,17 @@ def test_the_pages_are_short_enough_to_read():
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_pages_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    best = tmp_path / "storage/sweeps/IDENTITY/best.toml"
+    best.parent.mkdir(parents=True)
+    best.write_text("[kinds]\n[values]\n")
     given = commands(PAGES[page])
-    assert len(given) >= {"README": 8, "methods": 15, "data": 4, "recipes": 20}.get(page, 0)
+    assert len(given) >= {"README": 8, "methods": 15, "data": 4, "recipes": 20, "search": 5}.get(page, 0)
     for words in given:
         if words[0] == "pipelines/prepare.py":
             prepare._parser().parse_args(words[1:])
+            continue
+        if words[0] == "pipelines/sweep.py":
+            assert search.sweeps(*search.parser().parse_known_args(words[1:]))
             continue
         recipe, options = recipe_of(words)
         if recipe is None or "--help" in options:
@@ -173,9 +180,11 @@ def test_commands_are_found_and_wrong_ones_fail():
         recipe_of(["pipelines/a.py"])
     with pytest.raises(SystemExit):
         cli.parse(RECIPES["digits_epsd"], ["--method.no-such-thing", "1"])
+    with pytest.raises(ValueError, match=r"did you mean method\.sparsity"):
+        search.sweeps(*search.parser().parse_known_args(["digits_epsd", "--vary", "method.sparsty"]))
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/methods.md", "ARCHITECTURE.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/methods.md", "docs/search.md", "ARCHITECTURE.md"])
 def test_files_that_a_page_names_exist(name: str):
     text = (ROOT / name).read_text()
     paths = {*re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.md)`", text), *re.findall(r"\]\((?!http)([^)#]+)", text)}
