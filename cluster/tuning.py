@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +72,12 @@ class Share:
     gpus: float = 0.0
 
 
-def tune(body: Body, search: Search, group: Group, parallel: int | None = None, gpus: float | None = None) -> bool:
+def tune(
+    body: Body, search: Search, group: Group, name: str, parallel: int | None = None, gpus: float | None = None
+) -> bool:
     """Run `body(item, worker)` for each item of the search, each by one worker or by `group.workers` together.
 
+    name: of the search, which runs once at a time; Tune's own files are in the storage under this name while it runs.
     parallel: trials at a time; None: as many as fit.
     gpus: of each worker, which may be a part of one; None: 1 if the cluster has any.
     A trial whose process dies is started again, `group.max_failures` times: the body must resume from what it has
@@ -84,10 +85,15 @@ def tune(body: Body, search: Search, group: Group, parallel: int | None = None, 
     """
     from ray import tune as ray_tune
 
-    with environment(SETTINGS), connection((parallel or 1) * group.world_size) as interface, stop_on_sigterm() as stop_signal:
+    with (
+        environment(SETTINGS),
+        connection((parallel or 1) * group.world_size) as interface,
+        stop_on_sigterm() as stop_signal,
+    ):
         share = Share(group.threads, float(resource() == "GPU") if gpus is None else gpus)
         fits = check_share(share, group)
-        name = f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        files = Path(group.storage) / "ray" / f"tune-{name}"
+        shutil.rmtree(files, ignore_errors=True)  # of a driver that was killed
         variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
         with storage_marker(group.storage) as marker:
             trial = ray_tune.with_resources(
@@ -103,8 +109,8 @@ def tune(body: Body, search: Search, group: Group, parallel: int | None = None, 
                     reuse_actors=True,
                 ),
                 run_config=ray_tune.RunConfig(
-                    name=name,
-                    storage_path=str(Path(group.storage) / "ray"),
+                    name=files.name,
+                    storage_path=str(files.parent),
                     verbose=0,
                     failure_config=ray_tune.FailureConfig(max_failures=group.max_failures),
                     stop=_stopper(lambda: stop_signal.stop_requested),
@@ -112,7 +118,7 @@ def tune(body: Body, search: Search, group: Group, parallel: int | None = None, 
             )
             with environment(variables):
                 tuner.fit()
-            shutil.rmtree(Path(group.storage) / "ray" / name, ignore_errors=True)
+            shutil.rmtree(files, ignore_errors=True)
     return not stop_signal.stop_requested
 
 

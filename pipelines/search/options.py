@@ -80,9 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-dense-epochs", type=float, metavar="B", help="cost limit for each method, in epochs of dense training"
     )
     made.add_argument("--parallel", type=int, metavar="N", help="trials at a time; without it: as many as fit")
-    made.add_argument(
-        "--gpus-per-trial", type=float, metavar="G", help="GPUs of a trial, e.g. 0.25 (1 if there are any)"
-    )
+    made.add_argument("--gpus-per-trial", type=float, metavar="G", help="GPUs of a trial of one worker, e.g. 0.25 (1)")
     made.add_argument("--confirm", type=int, nargs="+", default=[], metavar="SEED", help="then run the best with these")
     made.add_argument("--confirm-front", action="store_true", help="confirm the whole Pareto front")
     made.add_argument("--dry-run", action="store_true", help="show the space and the cost of the trials; run nothing")
@@ -137,6 +135,10 @@ def _sweep(options: argparse.Namespace, command: cli.Command, words: Sequence[st
     experiment, goal = command.experiment, _goal(options)
     if not getattr(experiment.data, "val_fraction", 0.0):
         raise ValueError("a sweep chooses on the validation split, which is empty: set --data.val-fraction, e.g. 0.1")
+    if options.gpus_per_trial is not None and (command.placement.workers or 1) > 1:
+        raise ValueError(
+            "--gpus-per-trial is for trials of one worker: with --workers each worker has a GPU of its own"
+        )
     if experiment.seed in options.confirm:
         raise ValueError(f"--confirm {experiment.seed} is the seed of the search itself: confirm with other seeds")
     fixed: list[str] = []

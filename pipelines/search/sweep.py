@@ -110,7 +110,7 @@ def run_sweep(plan: Plan, limits: Limits, place: Place, console: Console) -> Swe
 
             study = Study(plan, limits, Journal(folder / "journal.jsonl"), runs, on_change)
             progress.update(study.trials())
-            completed = study.complete or tune(run_trial, study, group, place.parallel, place.gpus)
+            completed = study.complete or tune(run_trial, study, group, folder.name, place.parallel, place.gpus)
         swept = Swept(plan, folder, study.trials(), study.losses, study.exhausted, not completed)
         figures = _write_results(swept, place, console)
         page = _track(swept, place, publisher, {**about, **tags}, figures)
@@ -176,9 +176,8 @@ def _write_results(swept: Swept, place: Place, console: Console) -> list[Path]:
         about = {
             "sweep": f"{folder.name}, {plan.experiment.name}",
             "recipe": place.recipe,
-            "trial": f"{first.number} of {len(swept.trials)}",
+            "trial": str(first.number),
             "validation accuracy": f"{(first.values or (0.0,))[0]:.4f}, seed {plan.experiment.seed}",
-            "command": place.command,
         }
         write_settings(best, first, plan.experiment, about)
         written.append(best)
