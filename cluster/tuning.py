@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the storage is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a process that died is replaced, and the driver says so
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the caller's own journal says how to go on
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",  # a trial that was stopped saves nothing, but may be inside a step
@@ -102,7 +104,7 @@ def tune(
             tuner = ray_tune.Tuner(
                 trial,
                 tune_config=ray_tune.TuneConfig(
-                    search_alg=_searcher(search),
+                    search_alg=_searcher(search, group.max_failures),
                     scheduler=_scheduler(search),
                     num_samples=-1,
                     max_concurrent_trials=parallel or fits,
@@ -112,10 +114,12 @@ def tune(
                     name=files.name,
                     storage_path=str(files.parent),
                     verbose=0,
-                    failure_config=ray_tune.FailureConfig(max_failures=group.max_failures),
                     stop=_stopper(lambda: stop_signal.stop_requested),
                 ),
             )
+            logging.getLogger("ray.tune").setLevel(
+                logging.CRITICAL
+            )  # it counts trials that were started again as errors
             with environment(variables):
                 tuner.fit()
             shutil.rmtree(files, ignore_errors=True)
@@ -192,32 +196,43 @@ class _NotStored:
         return {}
 
 
-def _searcher(search: Search) -> Searcher:
+def _searcher(search: Search, max_failures: int) -> Searcher:
     from ray.tune.search import Searcher
 
     class Driver(_NotStored, Searcher):
-        """Tune's view of a search: it asks for trials, and is told their ends."""
+        """Tune's view of a search: it asks for trials, and is told their ends.
+
+        A trial whose process died is given out again. Tune itself does that only for trials that had begun to train.
+        """
 
         def __init__(self, search: Search) -> None:
             super().__init__(search)
-            self.numbers: dict[str, int] = {}
+            self.running: dict[str, tuple[int, Any]] = {}
+            self.again: deque[tuple[int, Any]] = deque()
+            self.failures: Counter[int] = Counter()
 
         def suggest(self, trial_id: str) -> Any:
-            found = self.search.next()
-            if found is None:
+            found = self.again.popleft() if self.again else self.search.next()
+            if found is None and not self.running:
                 return Searcher.FINISHED
-            if found is WAIT:
+            if found is None or found is WAIT:
                 return None
-            self.numbers[trial_id], item = found
-            return {"number": found[0], "item": item}
+            self.running[trial_id] = found
+            return {"number": found[0], "item": found[1]}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            number = self.numbers.pop(trial_id)
+            number, item = self.running.pop(trial_id)
             report = (result or {}).get("report")
-            if error:
-                self.search.lost(number, "its process died")
-            elif report is not None and report.outcome is not None:
-                self.search.end(number, report.outcome)
+            if not error:
+                if report is not None and report.outcome is not None:
+                    self.search.end(number, report.outcome)
+                return
+            self.failures[number] += 1
+            if max_failures != -1 and self.failures[number] > max_failures:
+                self.search.lost(number, f"its process died {self.failures[number]} times")
+                return
+            log.warning("the process of trial %d died: the trial is started again", number)
+            self.again.append((number, item))
 
         def save(self, checkpoint_path: str) -> None:
             """The caller saves what it needs."""

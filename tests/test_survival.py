@@ -306,3 +306,29 @@ def test_one_host_is_enough_with_min_workers(
         f"one worker's next checkpoint came {resumed:.0f} s after the other host was killed; two resumed {grown:.0f} s "
         "after it was back",
     )
+
+
+def test_a_sweep_uses_both_hosts_and_ends_on_one(
+    cluster: Cluster, clone: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Eight trials: host 2 is killed while it runs one."""
+    options = ("pipelines/sweep.py", "digits_epsd", "--trials", "8", "--scheduler", "none", "--training.epochs", "12")
+    job = cluster.submit(clone, *options, "--storage", str(tmp_path))
+
+    def trials_on(host: int) -> bool:
+        return any(name.startswith("ray::Implicit") for name in cluster.hosts.processes(host))
+
+    job.until(lambda: trials_on(1) and trials_on(2), 240)
+    job.until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) >= 2 and trials_on(2), 240)
+    cluster.hosts.kill(2)
+    begin = time.monotonic()
+    done = job.end(400)
+    cluster.start_node()
+    assert done.status == 0, done.output
+    results = [RunFolder(tmp_path, path.name).read_result() for path in (tmp_path / "runs").iterdir()]
+    assert len(results) == 8
+    assert None not in results
+    report(
+        request,
+        f"the sweep ended {time.monotonic() - begin:.0f} s after host 2 was killed, {done.seconds:.0f} s in all",
+    )

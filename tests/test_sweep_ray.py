@@ -82,6 +82,7 @@ def test_killed_three_times_it_is_the_undisturbed_one(undisturbed: Path, tmp_pat
     running.until(lambda: len(journal(storage)) >= second and bool(running.trial_processes()))
     for process in running.trial_processes():
         process.kill()
+    running.until(lambda: "the trial is started again" in running.output)
     running.until(at_entry(storage, third, DRAW))
     running.kill_all()
     done = journal(storage)
