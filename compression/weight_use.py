@@ -88,6 +88,11 @@ class _Watch(TorchDispatchMode):
     def _product(self, operator: str, args: Sequence[Any], result: Tensor) -> None:
         factors = [args[place] for place in OPERANDS[operator]]
         weights = [factor for factor in factors if _address(factor) in self._names]
+        constant = [factor for factor in weights if self._names[_address(factor)] not in self._parameters]
+        if len(weights) == 2 and len(constant) == 1:  # a table of parameters, looked up by a fixed matrix
+            [table] = [factor for factor in weights if factor is not constant[0]]
+            self._mark(result, self._names[_address(table)], False)
+            return
         if not weights and operator == "convolution":
             self._mark(factors[1], "", False)
             weights = factors[1:]
