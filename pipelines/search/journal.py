@@ -38,7 +38,7 @@ class Journal:
         whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
         if torn:
             os.truncate(self.path, len(whole) + len(newline))
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
             yield self._entry(line, number)
 
     def _entry(self, line: bytes, number: int) -> Entry:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from compression.choose import choose
 from compression.methods import name_of
+from compression.spaces import Choices
 from pipelines import cli
 from pipelines.experiment import Experiment
 from pipelines.recipes import RECIPES
@@ -169,8 +170,7 @@ def _negated(name: str) -> str:
 def _check_ends(experiment: Experiment, space: dict[str, spaces.Space]) -> None:
     """ValueError for a value that cannot be an experiment's: each choice, and both ends of each range."""
     for name, each in space.items():
-        values = each.grid(2) if each.size is None or each.size <= spaces.MOST_POINTS else [each.grid(2)[0]]
-        for value in values:
+        for value in each.values if isinstance(each, Choices) else (each.low, each.high):
             spaces.at(experiment, {name: value})
 
 
