@@ -1,6 +1,6 @@
 """Plan: what a sweep searches, how much, and what it needs to know of the runs behind its trials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,10 +11,14 @@ from pipelines.search.trial import Goal
 
 @dataclass(frozen=True)
 class Found:
-    """What a finished run says: a value for each objective, and what its training cost in dense epochs."""
+    """What a finished run says: a value for each objective, and what its training cost in dense epochs.
+
+    teachers: identity -> what the training of a teacher of the run cost, in dense epochs of the run's own network.
+    """
 
     values: tuple[float, ...]
     dense_epochs: float
+    teachers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Runs(Protocol):

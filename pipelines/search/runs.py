@@ -56,7 +56,7 @@ def stored_accuracies(folder: RunFolder) -> list[float]:
     return [record["value"] for record in folder.read_stage_history(LAST_STAGE) if record["key"] == ACCURACY]
 
 
-@dataclass
+@dataclass(frozen=True)
 class StoredRuns:
     """The runs of a sweep in its storage.
 
@@ -70,9 +70,6 @@ class StoredRuns:
     goal: Goal
     since_ms: int
     note: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        self._counted: set[str] = set()
 
     def folder(self, experiment: Experiment) -> RunFolder:
         return RunFolder(self.storage, experiment.identity)
@@ -93,18 +90,17 @@ class StoredRuns:
         values = [metrics[ACCURACY]]
         if self.goal.cost is not None:
             values.append(cost_of(metrics, self.goal.cost))
-        return Found(tuple(values), metrics["cost/own_dense_epochs"] + self._teachers(folder, metrics))
+        return Found(tuple(values), metrics["cost/own_dense_epochs"], self._teachers(folder, metrics))
 
-    def _teachers(self, folder: RunFolder, metrics: Mapping[str, float]) -> float:
-        """What teachers cost that were trained since the sweep began, each once, in dense epochs of the student."""
-        flops = 0.0
+    def _teachers(self, folder: RunFolder, metrics: Mapping[str, float]) -> dict[str, float]:
+        """What the teachers cost that were trained since the sweep began, in dense epochs of the student."""
+        dense_epoch = metrics["cost/own_training_flops"] / metrics["cost/own_dense_epochs"]
+        costs: dict[str, float] = {}
         for teacher in closure(folder, lambda name: RunFolder(self.storage, name)):
             result: dict[str, Any] = teacher.read_result() or {}
-            if result.get("finished_ms", 0) >= self.since_ms and result["identity"] not in self._counted:
-                self._counted.add(result["identity"])
-                flops += result["metrics"]["cost/own_training_flops"]
-        own = metrics["cost/own_training_flops"]
-        return flops * metrics["cost/own_dense_epochs"] / own if flops else 0.0
+            if result.get("finished_ms", 0) >= self.since_ms:
+                costs[result["identity"]] = result["metrics"]["cost/own_training_flops"] / dense_epoch
+        return costs
 
 
 def cost_of(metrics: Mapping[str, float], cost: str) -> float:

@@ -29,7 +29,11 @@ MOST_REPEATS = 200
 
 @dataclass
 class _Known:
-    """What the entries say of one trial. draw: its number among all draws of the sampler."""
+    """What the entries say of one trial.
+
+    draw: its number among all draws of the sampler. began: whether the sweep itself has trained it.
+    dense_epochs: of its own training. teachers: of the teachers that it was the first to need.
+    """
 
     draw: int
     point: Point
@@ -38,6 +42,8 @@ class _Known:
     values: tuple[float, ...] | None = None
     history: list[tuple[int, float]] = field(default_factory=list)
     dense_epochs: float | None = None
+    teachers: float = 0.0
+    began: bool = False
     new: bool = True
     error: str | None = None
 
@@ -57,7 +63,8 @@ class Study:
         self._halving = Halving(plan.epochs) if plan.scheduler == "asha" else None
         self._known: list[_Known] = []
         self._numbers: dict[str, int] = {}
-        self._num_draws = 0
+        self._num_draws, self._repeats = 0, 0
+        self._teachers: set[str] = set()
         self.exhausted = ""
         """Why there are fewer trials than asked for."""
         self.losses: dict[int, str] = {}
@@ -82,7 +89,7 @@ class Study:
                 known.state,
                 known.values,
                 tuple(known.history),
-                len(known.history) * price if known.dense_epochs is None else known.dense_epochs,
+                len(known.history) * price if known.dense_epochs is None else known.dense_epochs + known.teachers,
                 known.error,
             )
             for number, known in enumerate(self._known)
@@ -95,28 +102,22 @@ class Study:
         """Number and item of the next trial to run: first those that a killed sweep left, then new ones."""
         while self._resuming:
             number = self._resuming.popleft()
-            if item := self._start(number, self.experiment(number)):
+            if item := self._start(number):
                 return number, item
-        repeats = 0
-        while len(self._known) < self.limits.trials and repeats < MOST_REPEATS:
+        while len(self._known) < self.limits.trials and self._repeats < MOST_REPEATS:
             if (wait := self._budget()) is not True:
                 return wait
             point = self._draw()
             if point is None:
                 break
-            try:
-                experiment = spaces.at(self.plan.experiment, point)
-            except ValueError as error:
-                self._record({"kind": "draw", "point": dict(point), "identity": ""})
-                self._end(len(self._known) - 1, "failed", error=str(error))
+            identity = self._identity(point)
+            if (key := _key(identity, point)) in self._numbers:
+                self._repeat(self._numbers[key], point)
                 continue
-            if experiment.identity in self._numbers:
-                repeats += 1
-                self._repeat(self._numbers[experiment.identity], point)
-                continue
-            self._record({"kind": "draw", "point": dict(point), "identity": experiment.identity})
-            if item := self._start(len(self._known) - 1, experiment):
-                return len(self._known) - 1, item
+            number = len(self._known)
+            self._record({"kind": "draw", "point": dict(point), "identity": identity})
+            if item := self._start(number):
+                return number, item
         if len(self._known) < self.limits.trials:
             self.exhausted = "the space has no more points that were not tried"
         return None
@@ -145,26 +146,42 @@ class Study:
         self._finish(number, found, new=True)
 
     def lost(self, number: int, reason: str) -> None:
-        """The process of a trial died too often. It stays unfinished."""
-        self.losses[number] = reason
+        """The process of a trial died too often. One that was not stopped before stays unfinished."""
+        if self._known[number].state == "running":
+            self.losses[number] = reason
 
-    def _start(self, number: int, experiment: Experiment) -> Any:
-        """The item of a trial that is to run; None: its run is finished already, so the trial is too."""
-        found = self._runs.found(experiment)
+    def _identity(self, point: Point) -> str:
+        """Of the experiment at a point; "": there is none, its values are refused."""
+        try:
+            return spaces.at(self.plan.experiment, point).identity
+        except ValueError:
+            return ""
+
+    def _start(self, number: int) -> Any:
+        """The item of a trial that is to run; None: it has ended, as its run is finished already or impossible."""
+        try:
+            experiment = self.experiment(number)
+            found = self._runs.found(experiment)
+            history = self._runs.history(experiment) if found else []
+        except ValueError as error:
+            self._end(number, "failed", error=str(error))
+            return None
         if found is None:
             self._on_change(number)
             return self._runs.item(experiment)
-        history = self._runs.history(experiment)
         for epoch in range(len(self._known[number].history), len(history)):
             at = {"number": number, "epoch": epoch + 1, "value": history[epoch], "last": epoch + 1 == len(history)}
             # It is finished: nothing is saved by stopping it, but others are compared with it.
             self._record({"kind": "epoch", **at, "keep": True})
-        self._finish(number, found, new=False)
+        # A sweep that was killed at its trial's end finds the run too: its cost is the sweep's.
+        self._finish(number, found, new=self._known[number].began)
         return None
 
     def _finish(self, number: int, found: Found, new: bool) -> None:
-        """new: the run was not there before, so that its cost counts for the budget."""
-        self._end(number, "finished", values=list(found.values), dense_epochs=found.dense_epochs, new=new)
+        """new: the run was not there before, so that its cost counts for the budget, with teachers not yet counted."""
+        teachers = {name: cost for name, cost in found.teachers.items() if new and name not in self._teachers}
+        cost = {"dense_epochs": found.dense_epochs, "teachers": teachers, "new": new}
+        self._end(number, "finished", values=list(found.values), **cost)
 
     def _end(self, number: int, state: State, **more: Any) -> None:
         self._record({"kind": "end", "number": number, "state": state, **more})
@@ -196,8 +213,9 @@ class Study:
                     f"{self._journal.path.parent} to search anew; finished trials cost nothing again"
                 )
             self._num_draws += 1
+            self._repeats = self._repeats + 1 if kind == "repeat" else 0
         if kind == "draw":
-            self._numbers[entry["identity"]] = len(self._known)
+            self._numbers[_key(entry["identity"], entry["point"])] = len(self._known)
             self._known.append(_Known(self._num_draws - 1, entry["point"], entry["identity"]))
         elif kind == "repeat":
             known = self._known[entry["number"]]
@@ -211,13 +229,16 @@ class Study:
             known = self._known[entry["number"]]
             known.state, known.error, known.new = entry["state"], entry.get("error"), entry.get("new", True)
             known.values = tuple(entry["values"]) if "values" in entry else None
-            known.dense_epochs = entry.get("dense_epochs")
+            known.dense_epochs, teachers = entry.get("dense_epochs"), entry.get("teachers", {})
+            known.teachers = sum(teachers.values())
+            self._teachers |= teachers.keys()
             self._sampler.tell(known.draw, known.state, known.values)
 
     def _apply_epoch(self, entry: Entry) -> None:
         number, epoch, value = entry["number"], entry["epoch"], entry["value"]
         known = self._known[number]
         known.history.append((epoch, value))
+        known.began = known.began or not entry.get("keep", False)
         self._sampler.report(known.draw, epoch, value)
         # After its last epoch a trial is whole: there is nothing to stop.
         if self._halving is None or entry["last"]:
@@ -233,7 +254,7 @@ class Study:
         return sum(known.dense_epochs or 0.0 for known in done) / epochs if epochs else 1.0
 
     def _budget(self) -> Any:
-        """True: another trial can be paid; WAIT: perhaps when one has ended; None: no more."""
+        """True: another trial can be paid; WAIT: perhaps when one that runs has ended; None: no more."""
         if self.limits.dense_epochs is None:
             return True
         whole = self.plan.epochs * self._price()
@@ -242,8 +263,15 @@ class Study:
         running = len(self._known) - len(ended)
         if spent + (running + 1) * whole <= self.limits.dense_epochs:
             return True
+        if running > len(self.losses) and spent + (len(self.losses) + 1) * whole <= self.limits.dense_epochs:
+            return WAIT
         self.exhausted = f"the budget of {self.limits.dense_epochs:g} dense epochs is spent ({spent:.4g})"
-        return WAIT if running and spent + whole <= self.limits.dense_epochs else None
+        return None
+
+
+def _key(identity: str, point: Point) -> str:
+    """The same for draws of the same trial."""
+    return identity or repr(sorted(point.items()))
 
 
 def tidy(value: Any, space: Space) -> Any:

@@ -19,7 +19,8 @@ class Trial:
     values: one for each objective of the sweep, None unless it is finished. A stopped trial has its last accuracy in
         `history` only.
     history: (epoch, accuracy) of each epoch of the last training stage, epochs counted from 1.
-    dense_epochs: cost of the trial's own training, in epochs of dense training of its network.
+    dense_epochs: cost of the trial's training and of the teachers that it was the first to need, in epochs of dense
+        training of its network.
     error: why it failed.
     """
 
