@@ -257,7 +257,9 @@ def test_a_point_is_run_once_and_a_space_ends(tmp_path: Path, no_sync: None):
     assert {trial.point["method.sparsity"] for trial in trials} == {0.5, 0.7, 0.9}
     assert len(trials) == len(runs.asked) == 3
     assert study.exhausted == "the space has no more points that were not tried"
+    assert study.next() is None
     found = entries(tmp_path)
+    assert len(found) < 2 * MOST_REPEATS
     assert [entry["kind"] for entry in found[-MOST_REPEATS:]] == ["repeat"] * MOST_REPEATS
     assert all(entry["state"] == "finished" for entry in found if entry["kind"] == "repeat")
 
@@ -443,6 +445,22 @@ def test_what_a_trial_costs_is_learnt_and_waited_for(tmp_path: Path):
     assert len(play(study, runs)) == 2
     assert study.exhausted == ""
     assert study.complete
+
+
+def test_a_trial_that_was_too_dear_is_started_when_others_were_cheap(tmp_path: Path):
+    runs = FormulaRuns()
+    study = open_study(tmp_path, runs, trials=4, dense_epochs=10.0)
+    running = [(number, runs.train(experiment)) for number, experiment in (study.next(), study.next(), study.next())]
+    asked = []
+    for (number, events), cost in zip(running, (6.0, 0.3, 0.3), strict=True):
+        runs.dense_epochs = cost
+        while not step(study, number, events):
+            pass
+        asked.append((study.next(), study.exhausted))
+    # A whole trial then costs 6, 3.15, and 2.2; spent are 6, 6.3, and 6.6.
+    assert asked[:2] == [(None, "the budget of 10 dense epochs is spent (6)"), (WAIT, "")]
+    (number, _), exhausted = asked[2]
+    assert (number, exhausted) == (3, "")
 
 
 def test_found_runs_and_repeats_are_free(tmp_path: Path):

@@ -99,7 +99,11 @@ class Study:
         return spaces.at(self.plan.experiment, self._known[number].point)
 
     def next(self) -> Any:
-        """Number and item of the next trial to run: first those that a killed sweep left, then new ones."""
+        """Number and item of the next trial to run: first those that a killed sweep left, then new ones.
+
+        None: there is none now. It may be asked again while trials run: what they cost is then known better.
+        """
+        self.exhausted = ""
         while self._resuming:
             number = self._resuming.popleft()
             if item := self._start(number):
