@@ -7,7 +7,6 @@ workers starts a Ray Train worker group from there.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from cluster.checkpoints import Marker, storage_error, storage_marker
 from cluster.environment import environment, thread_variables
 from cluster.group import Group
 from cluster.ray.trainer import connection, resource, run_on_ray
-from cluster.stopping import stop_on_sigterm
+from cluster.stopping import StopSignal, stop_on_sigterm
 from cluster.worker import Body, Outcome, Worker, run_item
 
 if TYPE_CHECKING:
+    from ray.tune import Tuner
     from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +42,6 @@ SETTINGS = {
 
 WAIT: Any = object()
 """What `Search.next` returns while nothing can be started, but something may later."""
-
-
-FACTOR = 3
-"""Of ASHA: one of so many trials goes on, to so many times as many epochs."""
 
 
 class Search(Protocol):
@@ -85,45 +80,65 @@ def tune(
     A trial whose process dies is started again, `group.max_failures` times: the body must resume from what it has
     saved. False if SIGTERM ended the search. ValueError: a trial needs more than any machine has.
     """
-    from ray import tune as ray_tune
+    from ray.exceptions import RayError
 
     with (
         environment(SETTINGS),
         connection((parallel or 1) * group.world_size) as interface,
-        stop_on_sigterm() as stop_signal,
+        stop_on_sigterm() as stop_signal,  # after Ray has installed its own handler
+        storage_marker(group.storage) as marker,
     ):
         share = Share(group.threads, float(resource() == "GPU") if gpus is None else gpus)
         fits = check_share(share, group)
-        files = Path(group.storage) / "ray" / f"tune-{name}"
-        shutil.rmtree(files, ignore_errors=True)  # of a driver that was killed
+        driver, files = _driver(search, group.max_failures), Path(group.storage) / "ray" / f"tune-{name}"
         variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
-        with storage_marker(group.storage) as marker:
-            trial = ray_tune.with_resources(
-                ray_tune.with_parameters(_trial, body=body, group=group, marker=marker), _resources(share, group)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it takes trials that are started again for errors
+        ended = False
+        while not ended:
+            shutil.rmtree(files, ignore_errors=True)  # also of a driver that was killed
+            tuner = _tuner(
+                driver, files, parallel or fits, stop_signal, (body, group, marker), _resources(share, group)
             )
-            tuner = ray_tune.Tuner(
-                trial,
-                tune_config=ray_tune.TuneConfig(
-                    search_alg=_searcher(search, group.max_failures),
-                    scheduler=_scheduler(search),
-                    num_samples=-1,
-                    max_concurrent_trials=parallel or fits,
-                    reuse_actors=True,
-                ),
-                run_config=ray_tune.RunConfig(
-                    name=files.name,
-                    storage_path=str(files.parent),
-                    verbose=0,
-                    stop=_stopper(lambda: stop_signal.stop_requested),
-                ),
-            )
-            logging.getLogger("ray.tune").setLevel(
-                logging.CRITICAL
-            )  # it counts trials that were started again as errors
-            with environment(variables):
-                tuner.fit()
-            shutil.rmtree(files, ignore_errors=True)
+            try:
+                with environment(variables):
+                    tuner.fit()
+                ended = True
+            except RuntimeError as error:
+                # When Ray has killed a process for want of memory, Tune itself ends.
+                if not isinstance(error.__cause__, RayError):
+                    raise
+                driver.start_again(str(error.__cause__).partition("\n")[0])
+        shutil.rmtree(files, ignore_errors=True)
     return not stop_signal.stop_requested
+
+
+def _tuner(
+    driver: Any,
+    files: Path,
+    parallel: int,
+    stop_signal: StopSignal,
+    how: tuple[Body, Group, Marker],
+    resources: dict[str, float],
+) -> Tuner:
+    from ray import tune as ray_tune
+
+    trial = ray_tune.with_parameters(_trial, how=how)
+    return ray_tune.Tuner(
+        ray_tune.with_resources(trial, resources),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=driver,
+            scheduler=_scheduler(driver.search),
+            num_samples=-1,
+            max_concurrent_trials=parallel,
+            reuse_actors=True,
+        ),
+        run_config=ray_tune.RunConfig(
+            name=files.name,
+            storage_path=str(files.parent),
+            verbose=0,
+            stop=_stopper(lambda: stop_signal.stop_requested),
+        ),
+    )
 
 
 def check_share(share: Share, group: Group) -> int:
@@ -150,7 +165,7 @@ def check_share(share: Share, group: Group) -> int:
     return max(1, min(fits, default=1))
 
 
-def _resources(share: Share, group: Group) -> Any:
+def _resources(share: Share, group: Group) -> dict[str, float]:
     """Of Tune's actor. The workers of a Ray Train group ask for their own: it takes a byte, as Tune wants something."""
     if group.world_size > 1:
         return {"memory": 1}
@@ -165,10 +180,12 @@ class _Report:
     outcome: Outcome | None = None
 
 
-def _trial(config: dict[str, Any], body: Body, group: Group, marker: Marker) -> None:
+def _trial(config: dict[str, Any], how: tuple[Body, Group, Marker]) -> None:
     """One trial, in a thread of Tune's actor. `report` waits for the driver, and does not return if it says stop."""
     import ray
     from ray import tune as ray_tune
+
+    body, group, marker = how
 
     def emit(event: dict[str, Any]) -> None:
         ray_tune.report({"report": _Report(event=event)})
@@ -196,7 +213,7 @@ class _NotStored:
         return {}
 
 
-def _searcher(search: Search, max_failures: int) -> Searcher:
+def _driver(search: Search, max_failures: int) -> Any:
     from ray.tune.search import Searcher
 
     class Driver(_NotStored, Searcher):
@@ -227,6 +244,16 @@ def _searcher(search: Search, max_failures: int) -> Searcher:
                 if report is not None and report.outcome is not None:
                     self.search.end(number, report.outcome)
                 return
+            self.fail(number, item)
+
+        def start_again(self, reason: str) -> None:
+            """All running trials have ended with Tune."""
+            log.warning("Ray Tune ended (%s) and is started again", reason)
+            running, self.running = list(self.running.values()), {}
+            for number, item in running:
+                self.fail(number, item)
+
+        def fail(self, number: int, item: Any) -> None:
             self.failures[number] += 1
             if max_failures != -1 and self.failures[number] > max_failures:
                 self.search.lost(number, f"its process died {self.failures[number]} times")
@@ -265,35 +292,3 @@ def _stopper(stop_requested: Callable[[], bool]) -> Any:
             return stop_requested()
 
     return OnRequest()
-
-
-class Halving:
-    """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
-
-    After a ninth and a third of its epochs a trial is stopped if its value is not among the best third recorded there.
-    Decisions depend only on the order of the calls, so a journal can repeat them.
-    """
-
-    def __init__(self, epochs: int) -> None:
-        self._asha, first, factor = None, math.ceil(epochs / FACTOR**2), FACTOR
-        if epochs > first:
-            from ray.tune.schedulers import AsyncHyperBandScheduler
-
-            limits = {"max_t": epochs - 1, "grace_period": first, "stop_last_trials": False}
-            self._asha = AsyncHyperBandScheduler("epoch", "value", "max", reduction_factor=factor, **limits)
-        self._known: set[int] = set()
-
-    def stop(self, number: int, epoch: int, value: float) -> bool:
-        """Record a trial's value after `epoch` epochs; True: the trial is to be stopped."""
-        if self._asha is None:
-            return False
-        trial: Any = _Named(str(number))
-        if number not in self._known:
-            self._known.add(number)
-            self._asha.on_trial_add(None, trial)  # pyright: ignore[reportArgumentType]  (it uses the trial's id alone)
-        return self._asha.on_trial_result(None, trial, {"epoch": epoch, "value": value}) == "STOP"  # pyright: ignore[reportArgumentType]
-
-
-@dataclass(frozen=True)
-class _Named:
-    trial_id: str

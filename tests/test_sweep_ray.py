@@ -8,7 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from cluster.group import Group
 from cluster.tracking import Tracker
@@ -173,6 +175,37 @@ class Nothing:
 
 def do_nothing(item: Any, worker: Worker) -> None:
     return None
+
+
+def want_memory_once(flag: Path, worker: Worker) -> None:
+    """Takes an eighth of the machine's memory at its first attempt, and waits."""
+    if not flag.exists():
+        flag.touch()
+        taken = torch.ones(psutil.virtual_memory().total // 8 // 4)
+        time.sleep(120)
+        raise AssertionError(f"Ray did not end this process ({taken.nbytes:,} bytes)")
+
+
+class Once(Nothing):
+    """One trial, with a file as its item."""
+
+    def __init__(self, flag: Path) -> None:
+        super().__init__(1)
+        self.flag = flag
+
+    def next(self) -> tuple[int, Any] | None:
+        found = super().next()
+        return found and (found[0], self.flag)
+
+
+@pytest.mark.alone
+def test_a_trial_that_ray_kills_for_want_of_memory_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    used = psutil.virtual_memory().percent / 100
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + 0.06:.2f}")
+    search = Once(tmp_path / "tried")
+    group = Group(storage=str(tmp_path), launcher="ray", workers=1, max_failures=3)
+    assert tune(want_memory_once, search, group, "memory", parallel=1)
+    assert search.ended == 1
 
 
 @pytest.mark.alone

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.tuning import WAIT, Halving
+from cluster.halving import Halving
+from cluster.tuning import WAIT
 from cluster.worker import Outcome
 from compression.spaces import LogRange, Range, Space
 from pipelines.experiment import Experiment
