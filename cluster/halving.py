@@ -1,27 +1,26 @@
 """Halving: which trials of a search are stopped early."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 FACTOR = 3
-"""Of ASHA: one of so many trials goes on, to so many times as many epochs."""
+"""Of ASHA: one of so many trials goes on, to so many times as many epochs; it compares after 1, 3, 9... epochs."""
 
 
 class Halving:
     """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
 
-    After a ninth and a third of its epochs a trial is stopped if its value is not among the best third recorded there.
+    After 1, 3, 9... epochs a trial is stopped if its value is not among the best third recorded there; never at its end.
     Decisions depend only on the order of the calls, so a journal can repeat them.
     """
 
     def __init__(self, epochs: int) -> None:
-        self._asha, first, factor = None, math.ceil(epochs / FACTOR**2), FACTOR
-        if epochs > first:
+        self._asha = None
+        if epochs > 1:
             from ray.tune.schedulers import AsyncHyperBandScheduler
 
-            limits = {"max_t": epochs - 1, "grace_period": first, "stop_last_trials": False}
-            self._asha = AsyncHyperBandScheduler("epoch", "value", "max", reduction_factor=factor, **limits)
+            limits = {"max_t": epochs - 1, "grace_period": 1, "stop_last_trials": False}
+            self._asha = AsyncHyperBandScheduler("epoch", "value", "max", reduction_factor=FACTOR, **limits)
         self._known: set[int] = set()
 
     def stop(self, number: int, epoch: int, value: float) -> bool:

@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--scheduler",
         metavar="NAME",
-        help="asha: stop trials that are not in the best third after a ninth and a third of the epochs; none: train "
-        "all to their end (asha; none with a cost)",
+        help="asha: stop trials that are not in the best third after 1, 3, 9... epochs; none: train all to their end "
+        "(asha; none with a cost)",
     )
     costs = "; ".join(f"{name}: {text}" for name, text in COSTS.items())
     made.add_argument(
