@@ -10,7 +10,7 @@ FACTOR = 3
 class Halving:
     """ASHA (Li et al., MLSys 2020, arXiv 1810.05934) as Ray Tune has it, for values that are to be high.
 
-    After 1, 3, 9... epochs a trial is stopped if its value is not among the best third recorded there; never at its end.
+    After 1, 3, 9... epochs a trial is stopped if its value is not among the best third recorded there.
     Decisions depend only on the order of the calls, so a journal can repeat them.
     """
 
