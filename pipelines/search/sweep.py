@@ -212,7 +212,6 @@ def _track(
         artifacts=list(artifacts),
         hashes={path.name: sha256_of(path) for path in artifacts},
         note=about["name"],
-        dataset=plan.experiment.data.label,
     )
     return publisher.publish_parent(record, list(ids.values()))
 
