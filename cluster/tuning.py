@@ -150,8 +150,9 @@ def check_share(share: Share, group: Group) -> int:
         most, total = max(node.get(name, 0.0) for node in nodes), sum(node.get(name, 0.0) for node in nodes)
         if asked > most:
             option = "--gpus-per-trial" if name == "GPU" else "--threads"
+            most_text = f"use {most:g} or less" if most else f"leave out {option}"
             raise ValueError(
-                f"{option} {asked:g}: no machine has so many {name}s, the largest has {most:g}: use {most:g} or less"
+                f"{option} {asked:g}: no machine has so many {name}s, the largest has {most:g}: {most_text}"
             )
         if asked * group.world_size > total:
             raise ValueError(
