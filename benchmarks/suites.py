@@ -1,6 +1,7 @@
 """Which tracked runs make which table."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Table:
     headline: the number that the table is about; n and the seeds stand beside it.
     columns: the others.
     notes: what a reader has to know, below the table.
+    controls: label of a row -> label of the row that it is compared with, seed by seed. A label is the value of the
+    first field of `rows`, or all that stands in a row's first cell but its marks, where rows share that value.
     """
 
     title: str
@@ -37,6 +40,7 @@ class Table:
     headline: Column
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
+    controls: Mapping[str, str] = field(default_factory=dict)
 
 
 _COSTS = (
@@ -65,6 +69,7 @@ TABLES: dict[str, Table] = {
             "ProsPr + CS-KD is what the EPSD paper calls the simple combination. scikit-learn's digits cannot tell the "
             "methods apart at this sparsity: one of the 359 test images is 0.28 points.",
         ),
+        controls={"EPSD (CS-KD)": "ProsPr + CS-KD", "ProsPr + CS-KD": "dense"},
     ),
     "every_method": Table(
         title="Every method in a reduced setting",
@@ -91,5 +96,23 @@ TABLES: dict[str, Table] = {
             "Epochs are floating-point operations, in epochs of the dense network by cross-entropy; a teacher that "
             "several rows share is counted whole in each of them.",
         ),
+        controls={
+            **{
+                f"dense ({objective})": "dense"
+                for objective in ("CS-KD", "DLB", "KD", "LS", "PS-KD", "Tf-KD reg", "Tf-KD self")
+            },
+            **{
+                f"{criterion} + CE": "random + CE"
+                for criterion in ("FORCE", "GraSP", "Iter-SNIP", "ProsPr", "SNIP", "SynFlow", "magnitude")
+            },
+            "ProsPr + CS-KD": "ProsPr + CE",
+            "EPSD (CS-KD)": "ProsPr + CS-KD",
+            "IMP, LR rewinding": "LTH",
+            "IMP, restart": "LTH",
+            "PtD (derived student, teacher 36% pruned)": (
+                "PtD control: dense teacher (derived student, teacher 36% pruned)"
+            ),
+            "PDD, 0.3 of macs removed": "PDD control: no teacher, 0.3 of macs removed",
+        },
     ),
 }

@@ -4,59 +4,22 @@ Of one's own runs: `python benchmarks/tables.py --storage DIR --suite NAME`, on 
 """
 
 import argparse
-import csv
 import difflib
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.collect import collect, finished, read_runs, tracker
-from benchmarks.rows import MARKS, Row, build, plain
-from benchmarks.suites import TABLES, Column, Table, own
+from benchmarks.formats import as_csv, as_markdown, notes, readable
+from benchmarks.latex import as_latex
+from benchmarks.rows import Row, build
+from benchmarks.suites import TABLES, Table, own
 from cluster.atomic import write_atomically
 from compression.choose import choose
 from pipelines.progress import refusing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-
-
-def as_csv(table: Table, rows: Sequence[Row]) -> str:
-    """For programs: mean and standard deviation are two columns; what is unknown is empty."""
-
-    def names(column: Column) -> list[str]:
-        return [f"{column.name}_{kind}" for kind in (("mean", "std") if column.spread else ("mean",))]
-
-    def cells(row: Row, column: Column) -> list[str]:
-        numbers = row.mean_and_std(column)[: len(names(column))]
-        return ["" if number is None else f"{number:.{column.digits}f}" for number in numbers]
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    others = [name for column in table.columns for name in names(column)]
-    writer.writerow([*table.rows.values(), *names(table.headline), "n", "seeds", *others, "dirty", "marks", "run_ids"])
-    for row in rows:
-        keys = [plain(row.runs[0][field]) for field in table.rows]
-        others = [cell for column in table.columns for cell in cells(row, column)]
-        marks = [f"{name}: {text}" if text != name else name for name, text in row.marks().items()]
-        marks += [row.others] if row.others else []
-        end = ["" if row.dirty is None else str(row.dirty).lower(), "; ".join(marks), " ".join(row.run_ids)]
-        writer.writerow([*keys, *cells(row, table.headline), len(row.runs), row.seeds, *others, *end])
-    return buffer.getvalue()
-
-
-def as_markdown(name: str, table: Table, rows: Sequence[Row], source: str = "results/runs.parquet") -> str:
-    """For readers. name, source: what makes it again, and from where."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    headings = _headings(table)
-    lines = [f"# {table.title}", "", line(headings), line(["---"] * len(headings))]
-    lines += [line([*_cells(table, row), " ".join(row.run_ids)]) for row in rows]
-    end = f"Made by `python benchmarks/tables.py {name}` from `{source}`."
-    return "\n".join([*lines, "", *_notes(table, rows), "", end, ""])
 
 
 def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
@@ -68,10 +31,11 @@ def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
     from rich.table import Table as Drawing
     from rich.text import Text
 
-    drawing = Drawing(*_headings(table), title=table.title, caption="\n".join(_notes(table, rows)))
-    for row in rows:
+    headings, cells = readable(table, rows)
+    drawing = Drawing(*headings, "runs", title=table.title, caption="\n\n".join(notes(table, rows)))
+    for own_cells, row in zip(cells, rows, strict=True):
         short = " ".join(run_id[:8] for run_id in row.run_ids)
-        drawing.add_row(*(Text(cell) for cell in (*_cells(table, row), short)))
+        drawing.add_row(*(Text(cell) for cell in (*own_cells, short)))
     Console().print(drawing)
 
 
@@ -120,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = read_runs(parquet)
     names = options.names or _with_runs({run["suite"] for run in runs})
     built = {name: build(TABLES[name], runs) for name in names}
-    texts = {f"{name}.csv": as_csv(TABLES[name], rows) for name, rows in built.items()}
     source = str(parquet.relative_to(ROOT) if parquet.is_relative_to(ROOT) else parquet)
-    texts |= {f"{name}.md": as_markdown(name, TABLES[name], rows, source) for name, rows in built.items()}
+    texts: dict[str, str] = {}
+    for name, rows in built.items():
+        texts |= _texts(name, name, TABLES[name], rows, source)
     if options.check:
         return 0 if check(texts, out, bool(options.names)) else 1
     for name, text in texts.items():
@@ -149,12 +114,21 @@ def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:
             raise ValueError(f"suite {suite!r} has no finished runs in {store.uri}")
         table = own(suite)
         rows = build(table, runs)
-        text = as_markdown(f"--suite {suite}", table, rows, store.uri)
+        texts = _texts(suite, f"--suite {suite}", table, rows, store.uri)
         if out is not None:
-            write_atomically(out / f"{suite}.csv", as_csv(table, rows).encode())
-            write_atomically(out / f"{suite}.md", text.encode())
-        show(table, rows, text)
+            for file, text in texts.items():
+                write_atomically(out / file, text.encode())
+        show(table, rows, texts[f"{suite}.md"])
     return 0
+
+
+def _texts(name: str, made_by: str, table: Table, rows: Sequence[Row], source: str) -> dict[str, str]:
+    """File name -> content, of each form of a table. made_by: what follows tables.py in the command that makes it."""
+    return {
+        f"{name}.csv": as_csv(table, rows),
+        f"{name}.md": as_markdown(made_by, table, rows, source),
+        f"{name}.tex": as_latex(made_by, table, rows, source),
+    }
 
 
 def _with_runs(suites: set[str]) -> list[str]:
@@ -176,38 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the tables (default: tables/ beside them; --suite: none)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables and runs differ")
     return parser
-
-
-def _headings(table: Table) -> list[str]:
-    others = [column.heading for column in table.columns]
-    return [*table.rows.values(), table.headline.heading, "n", "seeds", *others, "runs"]
-
-
-def _cells(table: Table, row: Row) -> list[str]:
-    """All but the run ids."""
-
-    def readable(column: Column) -> str:
-        mean, std = row.mean_and_std(column)
-        if mean is None:
-            return "-"
-        text = f"{mean:,.{column.digits}f}"
-        return f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text
-
-    label, *keys = [plain(row.runs[0][field]) or "-" for field in table.rows]
-    marks = "".join(MARKS[name].symbol for name in row.marks())
-    first = " ".join(part for part in (label, f"({row.others})" if row.others else "", marks) if part)
-    others = [readable(column) for column in table.columns]
-    return [first, *keys, readable(table.headline), str(len(row.runs)), row.seeds, *others]
-
-
-def _notes(table: Table, rows: Sequence[Row]) -> list[str]:
-    notes = [line for note in table.notes for line in (note, "")]
-    notes += ["Means over n runs; ± is the sample standard deviation (n - 1)."]
-    for name, mark in MARKS.items():
-        told = sorted({text for row in rows if (text := row.marks().get(name))} - {name, "unknown"})
-        if any(name in row.marks() for row in rows):
-            notes += ["", f"{mark.symbol} {mark.text}" + (f": {'; '.join(told)}" if told else "")]
-    return notes
 
 
 if __name__ == "__main__":

@@ -133,10 +133,11 @@ def test_the_demo_table(store: tuple[Path, dict[str, str]], tmp_path: Path, caps
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line[:1] == "|"]
     assert rows[0][:5] == ["method", "sparsity", "workers", "test accuracy, %", "n"]
     dense, one, two = rows[2:]
-    assert dense == ["Zero sparsity (CE)", "0", "1", "97.50", "1", "0", "100", "12,345,678", "2.0", ids["d"]]
+    alone = ["-", "-", "-"]  # its control has not run
+    assert dense == ["Zero sparsity (CE)", "0", "1", "97.50", "1", "0", *alone, "100", "12,345,678", "2.0", ids["d"]]
     # 98, 99, 100: mean 99, sample deviation sqrt((1 + 0 + 1) / 2) = 1.
     epsd = f"{ids['a']} {ids['b']} {ids['c']}"
-    assert one == ["EPSD (CS-KD)", "0.9", "1", "99.00 ± 1.00", "3", "0 1 2", "101", "12,345,678", "3.0", epsd]
+    assert one == ["EPSD (CS-KD)", "0.9", "1", "99.00 ± 1.00", "3", "0 1 2", *alone, "101", "12,345,678", "3.0", epsd]
     assert two[:5] == ["EPSD (CS-KD) †", "0.9", "2", "50.00", "1"]
     assert "† run from an uncommitted tree" in markdown
 
@@ -229,10 +230,12 @@ def test_a_number_that_one_run_lacks_is_left_out() -> None:
     runs = [run_of(seed=0, test_accuracy=0.5), run_of(seed=1, train_seconds=3.0)]
     (row,) = tables.build(TABLES["demo"], runs)
     assert row.mean_and_std(TABLES["demo"].headline) == (None, None)
-    assert "| - ‡° | - | - | - | 2 | 0 1 | - | - | - | r r |" in tables.as_markdown("demo", TABLES["demo"], [row])
+    assert "| - ‡° | - | - | - | 2 | 0 1 | - | - | - | - | - | - | r r |" in tables.as_markdown(
+        "demo", TABLES["demo"], [row]
+    )
     assert (
         tables.as_csv(TABLES["demo"], [row]).splitlines()[1]
-        == ",,,,,2,0 1,,,,,unknown commit: unknown; unknown data: unknown,r r"
+        == ",,,,,2,0 1,,,,,,,,,,,unknown commit: unknown; unknown data: unknown,r r"
     )
 
 
@@ -263,7 +266,7 @@ def test_the_script_starts_from_anywhere(store: tuple[Path, dict[str, str]], tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("# Early pruning")
     assert done.stderr == ""
-    assert sorted(os.listdir(tmp_path / "out")) == ["demo.csv", "demo.md"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["demo.csv", "demo.md", "demo.tex"]
 
 
 def test_a_terminal_shows_a_drawn_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +412,7 @@ def test_ones_own_runs_are_shown_and_nothing_of_the_project_is_written(
     assert "| digits | vgg | 0.9 |" in shown
     assert ids["c"] in shown
     assert tables.main(["--storage", str(folder), "--suite", "demo", "--out", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.csv", "demo.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.csv", "demo.md", "demo.tex"]
     assert {path: path.stat().st_mtime_ns for path in tables.RESULTS.rglob("*")} == before
     capsys.readouterr()
     for wrong, named in (
