@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import tables
+from benchmarks.suites import SUITES, experiments
 from pipelines.cli import report
 from pipelines.driver import Ended, run_experiments
 from pipelines.experiment import Experiment, Placement
@@ -19,8 +20,6 @@ from pipelines.progress import refusing
 from pipelines.recipes import digits_epsd
 
 SUITE = "demo"
-METHODS = ("dense", "early_pruning", "epsd")
-SEEDS = (0, 1)
 SEED_ON_RAY = 2
 
 
@@ -34,18 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     storage = Path(options.storage).absolute()
     console = Console()
 
-    def experiment(method: str, seed: int) -> Experiment:
-        return dataclasses.replace(digits_epsd(method), seed=seed)
+    def run(todo: list[Experiment], placement: Placement) -> list[Ended]:
+        return run_experiments(todo, placement, SUITE, "digits_epsd", console)
 
-    def run(experiments: list[Experiment], placement: Placement) -> list[Ended]:
-        return run_experiments(experiments, placement, SUITE, "digits_epsd", console)
-
-    singles = [experiment(method, seed) for method in METHODS for seed in SEEDS]
     console.print("Six experiments side by side, in two processes of one thread each", style="bold")
-    ended = run(singles, Placement(parallel=2, storage=str(storage)))
+    ended = run(experiments(SUITES[SUITE]()), Placement(parallel=2, storage=str(storage)))
     console.print("One more, by two Ray Train workers", style="bold")
     on_ray = Placement(workers=2, launcher="ray", storage=str(storage))
-    ended += run([experiment("epsd", SEED_ON_RAY)], on_ray)
+    ended += run([dataclasses.replace(digits_epsd(), seed=SEED_ON_RAY)], on_ray)
     status = report(ended, console)
     if status:
         return status

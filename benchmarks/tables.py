@@ -56,7 +56,7 @@ def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
     for path in sorted(out.iterdir()) if out.is_dir() else []:
         if path.stem not in TABLES and not path.name.startswith("."):
             equal = False
-            print(f"{path} belongs to no table in benchmarks/suites.py: delete it, or describe it there")
+            print(f"{path} belongs to no table in benchmarks/suites: delete it, or describe it there")
         elif path.name not in texts and not chosen:
             equal = False
             print(f"{path} has no runs behind it")

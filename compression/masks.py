@@ -74,6 +74,16 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def shuffled(masks: Masks, seed: int) -> Masks:
+    """As many weights in each layer, at random places (Frankle et al., ICLR 2021, arXiv 2009.08576).
+
+    Drawn on the CPU: the same on every worker and device.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    orders = {name: torch.randperm(mask.numel(), generator=draw).to(mask.device) for name, mask in masks.items()}
+    return Masks({name: mask.reshape(-1)[orders[name]].view(mask.shape) for name, mask in masks.items()})
+
+
 class Masks(Mapping[str, Tensor]):
     """Parameter name -> bool tensor of the parameter's shape, True where the weight is kept."""
 

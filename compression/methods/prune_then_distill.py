@@ -8,13 +8,13 @@ outputs is recorded with every student, and label smoothing is one of the contro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from compression import students
-from compression.config import searched
+from compression.config import ADDED, searched
 from compression.masks import Masks, prunable
 from compression.methods.base import MethodConfig
 from compression.methods.iterative_magnitude import IterativeMagnitude
@@ -47,11 +47,16 @@ class PruneThenDistill(MethodConfig):
     """divides the logits before the softmax"""
     alpha: float = searched(0.95, Range(0.1, 0.99))
     """weight of the distillation term; cross-entropy has 1 - alpha"""
+    longer_teacher: Any = field(default=None, metadata=ADDED)
+    """with source dense, a control: experiment of a dense teacher that is trained as long as the pruned one in all,
+    from which the student learns; None: `teacher`"""
 
     def __post_init__(self) -> None:
         check_positive(rounds=self.rounds, temperature=self.temperature)
         if self.student == "given" and self.init == "inherit":
             raise ValueError("init inherit uses channels of the teacher: it needs student derived, not given")
+        if self.longer_teacher is not None and self.source != "dense":
+            raise ValueError(f"longer_teacher needs source dense, not {self.source}")
 
     @property
     def pruning(self) -> IterativeMagnitude:
@@ -79,12 +84,14 @@ class PruneThenDistill(MethodConfig):
             "none": "PtD control: no teacher",
             "label_smoothing": "PtD control: label smoothing",
         }[self.source]
+        name += " trained longer" if self.longer_teacher is not None else ""
         inherited = ", inherited" if self.init == "inherit" else ""
         return f"{name} ({self.student} student{inherited}, teacher {self.pruning.sparsity:.0%} pruned)"
 
     @property
     def teachers(self) -> list[tuple[Any, Any]]:
-        return [(self.teacher, None), (self.teacher, self.pruning)]
+        longer = [] if self.longer_teacher is None else [(self.longer_teacher, None)]
+        return [(self.teacher, None), (self.teacher, self.pruning), *longer]
 
     def controls(self) -> list[PruneThenDistill]:
         """The same student with the other sources, for comparison."""
@@ -106,6 +113,8 @@ def prune_then_distill(session: Session, config: PruneThenDistill) -> nn.Module:
     for name, teacher in {"dense_teacher": dense, "pruned_teacher": pruned}.items():
         found = session.evaluate(teacher, "test")
         session.log(**{f"{name}/{key}": value for key, value in found.items()})
+    if config.longer_teacher is not None:
+        dense = session.teacher(config.longer_teacher)
     teachers = {"pruned": [pruned], "dense": [dense]}.get(config.source, [])
     return session.train("train", student, config.objective.objective(*teachers))
 
