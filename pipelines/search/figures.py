@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.atomic import write_atomically
 from compression.spaces import Space
+from pipelines.drawing import render
 from pipelines.search import plots
 from pipelines.search.importance import importance
 from pipelines.search.trial import Goal, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SIZE = (8.0, 4.5)
-"""Of a figure, in inches."""
-
-DPI = 200
-"""Pixels per inch of a PNG: it is 1600 pixels wide, and stays readable at 800."""
-
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "orchard",  # the same trials give the same bytes
-    "svg.fonttype": "none",  # text stays text: it can be searched, selected and edited
-    "text.parse_math": False,  # a name may contain $
-    "font.family": ["DejaVu Sans"],
-    "font.size": 11,
-    "figure.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "figure.facecolor": "white",
-}
-
-WIDTH = 84
-"""Characters of a title's line."""
 
 
 def draw(
@@ -79,20 +52,8 @@ def draw(
 
 def _write(folder: Path, name: str, title: str, plot: Callable[[Axes], None]) -> list[Path]:
     """One figure as SVG and PNG."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": DPI}}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the person's own matplotlibrc would change the bytes
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=SIZE, layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle("\n".join(textwrap.wrap(title, WIDTH)), x=0.01, ha="left")
-        plot(figure.add_subplot())
-        for kind, options in kinds.items():
-            data = io.BytesIO()
-            figure.savefig(data, format=kind, **options)
-            write_atomically(folder / f"{name}.{kind}", data.getvalue())
-    return [folder / f"{name}.{kind}" for kind in kinds]
+    files = []
+    for kind, data in render(title, plot, ("svg", "png")).items():
+        files.append(folder / f"{name}.{kind}")
+        write_atomically(files[-1], data)
+    return files

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compression.spaces import Choices, Space
+from pipelines.drawing import BLACK, BLUE, GREY, ORANGE, RED, percent, with_prefix
 from pipelines.search.axes import Axis, covering
 from pipelines.search.trial import Goal, Trial, front
 from pipelines.search.words import most_accurate, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-BLUE, ORANGE, RED, GREY, BLACK = "#0072b2", "#e69f00", "#d55e00", "#8c8c8c", "#222222"
-"""Of the palette of Okabe and Ito, which colour-blind people can tell apart."""
 
 MAP = "cividis"
 """From a low to a high accuracy: even in lightness, and the same to colour-blind people."""
@@ -136,7 +134,7 @@ def pareto(axes: Axes, trials: Sequence[Trial], goal: Goal) -> None:
     if min(costs) > 0 and max(costs) / min(costs) > 20:
         axes.set_xscale("log")
     _accuracy_axis(axes, low, high)
-    axes.xaxis.set_major_formatter(_with_prefix)
+    axes.xaxis.set_major_formatter(with_prefix)
     axes.xaxis.set_minor_formatter(lambda value, place: "")
     axes.margins(x=0.08)
     axes.set_xlabel(COST_LABELS[goal.cost])
@@ -210,7 +208,7 @@ def _dots(axes: Axes, places: Sequence[tuple[float, float]], label: str, **style
 
 def _accuracy_axis(axes: Axes, low: float, high: float) -> None:
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(percent)
     axes.set_ylabel(ACCURACY)
 
 
@@ -257,7 +255,7 @@ def _colour_bar(axes: Axes, x: float, low: float, high: float, colours: Any) -> 
     )
     for value in MaxNLocator(6).tick_values(low, high):
         if low <= value <= high:
-            axes.text(x + 0.12, (value - low) / (high - low), _percent(value), ha="left", va="center", fontsize=9)
+            axes.text(x + 0.12, (value - low) / (high - low), percent(value), ha="left", va="center", fontsize=9)
 
 
 def _number(axes: Axes, best: Sequence[Trial], places: Sequence[tuple[float, float]]) -> None:
@@ -268,19 +266,6 @@ def _number(axes: Axes, best: Sequence[Trial], places: Sequence[tuple[float, flo
         if before is None or abs(x - before[0]) + abs(y - before[1]) >= APART:
             axes.annotate(str(trial.number), place, (-3, 4), textcoords="offset points", ha="right", fontsize=9)
             before = (x, y)
-
-
-def _percent(value: float, place: float = 0) -> str:
-    """A tick of an accuracy: 87.5%."""
-    return f"{100 * value:.4g}%"
-
-
-def _with_prefix(value: float, place: float) -> str:
-    """A tick of a cost: 41 M."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
 
 
 def _broken(name: str, width: int = 12) -> str:
