@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 LOCK_WITH = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--python-version 3.11 --custom-compile-command "make lock" pyproject.toml --group dev
 
-.PHONY: demo test survival lint ui ffcv lock clean
+.PHONY: demo test survival lint tables ui ffcv lock clean
 
 demo: .venv/installed ffcv
 	$(BIN)/python benchmarks/demo.py --storage $(STORAGE)
@@ -24,6 +24,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Every table and figure of results/, from results/runs.parquet.
+tables: .venv/installed
+	$(BIN)/python benchmarks/tables.py
 
 ui: .venv/installed
 	$(BIN)/python -m cluster.ui $(STORAGE)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.rows import Row, Run, asked
+from benchmarks.rows import Row, asked
 from benchmarks.suites import Table
 
 CONFIDENCE = 0.95
@@ -65,19 +65,21 @@ def compare(table: Table, rows: Sequence[Row]) -> list[Difference | None]:
     A control has the same data (label, content and everything that was asked of it), network and training, and the same
     values in the table's other fields; only its sparsity may be another if one of the two has none.
     """
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
+    places = [_place(table, row) for row in rows]
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row, place in zip(rows, places, strict=True):
         for label in {_name(table, row), label_of(table, row)}:
-            by_label.setdefault(label, []).append(row)
+            found.setdefault((label, *place), []).append(row)
 
-    def of(row: Row) -> Difference | None:
+    def of(row: Row, place: tuple[Any, ...]) -> Difference | None:
         wanted = table.controls.get(label_of(table, row)) or table.controls.get(_name(table, row))
-        found = [other for other in by_label.get(wanted or "", []) if other is not row and _alike(table, row, other)]
-        if len(found) != 1:
+        possible = found.get((wanted, *place), [])
+        controls = [other for other in possible if other is not row and _equally_sparse(table, row, other)]
+        if len(controls) != 1:
             return None
-        return paired(_by_seed(table, row), _by_seed(table, found[0]), label_of(table, found[0]))
+        return paired(_by_seed(table, row), _by_seed(table, controls[0]), label_of(table, controls[0]))
 
-    return [of(row) for row in rows]
+    return [of(row, place) for row, place in zip(rows, places, strict=True)]
 
 
 def label_of(table: Table, row: Row) -> str:
@@ -89,22 +91,20 @@ def _name(table: Table, row: Row) -> str:
     return str(row.runs[0][next(iter(table.rows))] or "-")
 
 
-def _alike(table: Table, row: Row, other: Row) -> bool:
-    one, two = row.runs[0], other.runs[0]
-    _, *fields = table.rows
-    for field in fields:
-        dense = field == "sparsity" and 0 in (one[field], two[field])
-        if one[field] != two[field] and not dense:
-            return False
-    return _setting(one) == _setting(two)
+def _equally_sparse(table: Table, row: Row, other: Row) -> bool:
+    one, two = row.runs[0]["sparsity"], other.runs[0]["sparsity"]
+    return "sparsity" not in table.rows or one == two or 0 in (one, two)
 
 
-def _setting(run: Run) -> tuple[Any, ...]:
-    """What rows that are compared must have in common."""
+def _place(table: Table, row: Row) -> tuple[Any, ...]:
+    """What rows that are compared must have in common: data, network, training, and the table's fields."""
+    run = row.runs[0]
     params, fingerprint = asked(run)
     same = ("data.", "training.", "model")
     kept = {name: value for name, value in json.loads(params).items() if name.startswith(same)}
-    return run.get("dataset"), run.get("model"), fingerprint, json.dumps(kept, sort_keys=True)
+    _, *fields = table.rows
+    shown = [run[field] for field in fields if field != "sparsity"]
+    return run.get("dataset"), run.get("model"), fingerprint, json.dumps(kept, sort_keys=True), *shown
 
 
 def _by_seed(table: Table, row: Row) -> dict[int, float]:

@@ -162,20 +162,26 @@ def build(table: Table, runs: Sequence[Run]) -> list[Row]:
     alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for key in groups:
         alike.setdefault(key[:shown], []).append(key)
-    return [
-        Row(tuple(sorted(groups[key], key=by_seed)), _difference(key[shown:], [k[shown:] for k in alike[key[:shown]]]))
-        for key in sorted(groups, key=order)
-    ]
+    differences = {
+        key: text for keys in alike.values() for key, text in _differences(keys, [key[shown:] for key in keys]).items()
+    }
+    return [Row(tuple(sorted(groups[key], key=by_seed)), differences[key]) for key in sorted(groups, key=order)]
 
 
-def _difference(own: tuple[Any, ...], all_: Sequence[tuple[Any, ...]]) -> str:
-    """How (parameters, data) of a row differ from those of the rows that look the same."""
-    texts = [] if len({data for _, data in all_}) == 1 else [f"data {(own[1] or 'unknown')[:8]}"]
-    params = [json.loads(text) for text, _ in all_]
-    for name in sorted({name for each in params for name in each}):
-        if len({each.get(name) for each in params}) > 1:
-            texts.append(f"{name} {json.loads(own[0]).get(name, 'as by default')}")
-    return ", ".join(texts)
+def _differences(keys: Sequence[tuple[Any, ...]], asked_of: Sequence[tuple[str, str | None]]) -> dict[Any, str]:
+    """How (parameters, data) of each row differ from those of the rows that look the same."""
+    if len(keys) == 1:
+        return {keys[0]: ""}
+    params = [json.loads(text) for text, _ in asked_of]
+    several = len({data for _, data in asked_of}) > 1
+    names = sorted({name for each in params for name in each})
+    differing = [name for name in names if len({each.get(name) for each in params}) > 1]
+    found = {}
+    for key, own, (_, data) in zip(keys, params, asked_of, strict=True):
+        texts = [f"data {(data or 'unknown')[:8]}"] if several else []
+        texts += [f"{name} {own.get(name, 'as by default')}" for name in differing]
+        found[key] = ", ".join(texts)
+    return found
 
 
 def plain(value: Any) -> str:

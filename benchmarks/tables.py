@@ -1,4 +1,4 @@
-"""Tables from the tracked runs: `python benchmarks/tables.py [NAME ...]`; without a name, all that have runs.
+"""Tables and figures from the tracked runs: `python benchmarks/tables.py [NAME ...]`; no name: all that have runs.
 
 Of one's own runs: `python benchmarks/tables.py --storage DIR --suite NAME`, on the screen, and in --out if it is given.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.collect import collect, finished, read_runs, tracker
+from benchmarks.figures import draw
 from benchmarks.formats import as_csv, as_markdown, notes, readable
 from benchmarks.latex import as_latex
 from benchmarks.rows import Row, build
@@ -39,25 +40,25 @@ def show(table: Table, rows: Sequence[Row], markdown: str) -> None:
     Console().print(drawing)
 
 
-def check(texts: dict[str, str], out: Path, chosen: bool) -> bool:
-    """Whether the files in `out` are `texts` byte for byte, and no others (with `chosen` other tables may be there).
+def check(texts: dict[Path, str], folders: Sequence[Path], chosen: bool) -> bool:
+    """Whether the files in `folders` are `texts` byte for byte, and no others (with `chosen` others may be there).
 
     Prints every difference.
     """
     equal = True
-    for name, text in texts.items():
-        path = out / name
+    for path, text in texts.items():
         found = path.read_bytes() if path.exists() else b""
         if found != text.encode():
             equal = False
             print(f"{path} is missing" if not path.exists() else f"{path} differs from the runs")
-            old, new = (part.splitlines(keepends=True) for part in (found.decode(errors="replace"), text))
-            print("".join(difflib.unified_diff(old, new, str(path), f"{name} from the runs")))
-    for path in sorted(out.iterdir()) if out.is_dir() else []:
-        if path.stem not in TABLES and not path.name.startswith("."):
+            if path.suffix != ".svg":
+                old, new = (part.splitlines(keepends=True) for part in (found.decode(errors="replace"), text))
+                print("".join(difflib.unified_diff(old, new, str(path), f"{path.name} from the runs")))
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
+        if path.stem.partition("-")[0] not in TABLES and not path.name.startswith("."):
             equal = False
             print(f"{path} belongs to no table in benchmarks/suites: delete it, or describe it there")
-        elif path.name not in texts and not chosen:
+        elif path not in texts and not chosen:
             equal = False
             print(f"{path} has no runs behind it")
     return equal
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.suite:
         if not uri or options.names:
             raise ValueError("--suite shows one's own runs: give --storage DIR or --tracking-uri URI, and no NAME")
-        return _show_own(uri, options.suite, options.out)
-    parquet, out = _places(options)
+        return _show_own(uri, options.suite, options.out, options.figures)
+    parquet, out, pictures = _places(options)
     if uri:
         names = options.names or _with_runs(tracker(uri).suites())
         for suite in sorted({TABLES[name].suite for name in names}):
@@ -85,28 +86,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.names or _with_runs({run["suite"] for run in runs})
     built = {name: build(TABLES[name], runs) for name in names}
     source = str(parquet.relative_to(ROOT) if parquet.is_relative_to(ROOT) else parquet)
-    texts: dict[str, str] = {}
+    texts: dict[Path, str] = {}
     for name, rows in built.items():
-        texts |= _texts(name, name, TABLES[name], rows, source)
+        texts |= _texts(out / name, name, TABLES[name], rows, source)
+        if pictures is not None:
+            texts |= {pictures / file: svg for file, svg in draw(name, TABLES[name], rows).items()}
     if options.check:
-        return 0 if check(texts, out, bool(options.names)) else 1
-    for name, text in texts.items():
-        write_atomically(out / name, text.encode())
+        return 0 if check(texts, [out, *([pictures] if pictures else [])], bool(options.names)) else 1
+    for path, text in texts.items():
+        write_atomically(path, text.encode())
     for name, rows in built.items():
-        show(TABLES[name], rows, texts[f"{name}.md"])
+        show(TABLES[name], rows, texts[out / f"{name}.md"])
     return 0
 
 
-def _places(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Of the collected runs and of the tables. The project's own results/ are written only when asked."""
+def _places(options: argparse.Namespace) -> tuple[Path, Path, Path | None]:
+    """Of the collected runs, the tables and the figures. The project's own results/ are written only when asked.
+
+    Where the tables have a place of their own, figures are drawn only if they have one, too.
+    """
     if options.tracking_uri and not options.track and not (options.runs and options.out):
         raise ValueError("--tracking-uri needs --track, which writes the project's results/, or both --runs and --out")
     place = RESULTS if options.track or not options.storage else options.storage
-    return options.runs or place / "runs.parquet", options.out or place / "tables"
+    pictures = options.figures or (None if options.out else place / "figures")
+    return options.runs or place / "runs.parquet", options.out or place / "tables", pictures
 
 
-def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:
-    """The finished runs of any suites as tables; nothing is written but to `out`."""
+def _show_own(uri: str, suites: Sequence[str], out: Path | None, pictures: Path | None) -> int:
+    """The finished runs of any suites as tables; nothing is written but to `out`, and figures to `pictures`."""
     store = tracker(uri)
     for suite in suites:
         runs = finished(store, suite)
@@ -114,20 +121,22 @@ def _show_own(uri: str, suites: Sequence[str], out: Path | None) -> int:
             raise ValueError(f"suite {suite!r} has no finished runs in {store.uri}")
         table = own(suite)
         rows = build(table, runs)
-        texts = _texts(suite, f"--suite {suite}", table, rows, store.uri)
-        if out is not None:
-            for file, text in texts.items():
-                write_atomically(out / file, text.encode())
-        show(table, rows, texts[f"{suite}.md"])
+        texts = _texts((out or Path()) / suite, f"--suite {suite}", table, rows, store.uri)
+        files = texts if out is not None else {}
+        if pictures is not None:
+            files = files | {pictures / file: svg for file, svg in draw(suite, table, rows).items()}
+        for path, text in files.items():
+            write_atomically(path, text.encode())
+        show(table, rows, texts[(out or Path()) / f"{suite}.md"])
     return 0
 
 
-def _texts(name: str, made_by: str, table: Table, rows: Sequence[Row], source: str) -> dict[str, str]:
-    """File name -> content, of each form of a table. made_by: what follows tables.py in the command that makes it."""
+def _texts(stem: Path, made_by: str, table: Table, rows: Sequence[Row], source: str) -> dict[Path, str]:
+    """File -> content, of each form of a table. made_by: what follows tables.py in the command that makes it."""
     return {
-        f"{name}.csv": as_csv(table, rows),
-        f"{name}.md": as_markdown(made_by, table, rows, source),
-        f"{name}.tex": as_latex(made_by, table, rows, source),
+        stem.with_name(f"{stem.name}.csv"): as_csv(table, rows),
+        stem.with_name(f"{stem.name}.md"): as_markdown(made_by, table, rows, source),
+        stem.with_name(f"{stem.name}.tex"): as_latex(made_by, table, rows, source),
     }
 
 
@@ -148,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--suite", action="append", metavar="NAME", help="show the runs of this MLflow experiment")
     parser.add_argument("--out", type=Path, help="folder of the tables (default: tables/ beside them; --suite: none)")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables and runs differ")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        help="folder of the figures (default: figures/ beside the runs; with --out or --suite: none)",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if tables or figures differ")
     return parser
 
 
