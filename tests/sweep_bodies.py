@@ -21,9 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("--training.epochs", "2", "--model", "vgg3")
 """A trial of a second."""
 
-
 TRIAL = "ray::ImplicitFunc"
 """Beginning of the name that Ray gives the process of a trial."""
+
+
+LEFT_OUT = ("time_ms", "line", "checksum")
+"""Keys of an entry that say nothing of the search."""
 
 
 class Running:
@@ -75,14 +78,14 @@ class Running:
 
 
 def journal(storage: Path) -> list[dict[str, Any]]:
-    """The entries of the only sweep of a storage, without their times and checksums."""
+    """The entries of the only sweep of a storage, without what says nothing of the search."""
     found = list(storage.glob("sweeps/*/journal.jsonl"))
     if not found:
         return []
     [path] = found
     whole = path.read_bytes().rpartition(b"\n")[0]
     entries = [json.loads(line) for line in whole.split(b"\n")] if whole else []
-    return [{key: value for key, value in entry.items() if key not in ("time_ms", "checksum")} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in LEFT_OUT} for entry in entries]
 
 
 def at_entry(storage: Path, number: int, draw: random.Random) -> Callable[[], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_a_damaged_line_is_refused_by_its_number(damage: str, number: int, tmp_p
     ):
         list(journal.read())
     assert journal.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("order", "number"), [((0, 2), 2), ((1, 2), 1), ((0, 0, 1, 2), 2), ((0, 2, 1), 2)])
+def test_whole_lines_that_are_missing_doubled_or_moved_are_refused(order: Sequence[int], number: int, tmp_path: Path):
+    journal = written(tmp_path)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(b"".join(lines[place] for place in order))
+    with pytest.raises(ValueError, match=f"line {number}, is damaged or was edited"):
+        list(journal.read())
 
 
 def test_an_empty_line_alone_is_refused(tmp_path: Path):

@@ -11,20 +11,28 @@ from cluster.records import CHECKSUM, as_json, as_record, sha256
 
 Entry = dict[str, Any]
 
+NUMBER = "line"
+"""Key of a line's own number, counted from 1: a line that was removed, doubled or moved is noticed."""
+
 
 class Journal:
-    """A file of JSON lines that only grows; each line has a checksum. The caller holds the sweep's lock."""
+    """A file of JSON lines that only grows; each line has its number and a checksum.
+
+    The caller holds the sweep's lock, and reads what is there before it appends.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._num_lines = 0
 
     def append(self, entry: Entry) -> None:
         """Add a line; it is on the disk on return."""
         new = not self.path.exists()
         with self.path.open("ab") as file:
-            file.write(as_record(entry) + b"\n")
+            file.write(as_record({NUMBER: self._num_lines + 1, **entry}) + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self._num_lines += 1
         if new:
             sync(self.path.parent)
 
@@ -38,14 +46,16 @@ class Journal:
         whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
         if torn:
             os.truncate(self.path, len(whole) + len(newline))
-        for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
+        lines = whole.split(b"\n") if newline else []
+        self._num_lines = len(lines)
+        for number, line in enumerate(lines, start=1):
             yield self._entry(line, number)
 
     def _entry(self, line: bytes, number: int) -> Entry:
         try:
             entry = json.loads(line)
             checksum = entry.pop(CHECKSUM)
-            if checksum == sha256(as_json(entry)):
+            if checksum == sha256(as_json(entry)) and entry.pop(NUMBER) == number:
                 return entry
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
