@@ -1,6 +1,7 @@
 """OutcomeTracker: what the driver knows of each item, from the reports of its workers."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cluster.stopping import RESUME
 from cluster.worker import Outcome
@@ -49,10 +50,10 @@ class OutcomeTracker:
     def _with_rank(self, rank: int, outcome: Outcome) -> Outcome:
         if rank == 0 or outcome.stopped:
             return outcome
-        return Outcome(error=f"{outcome.error} (worker {rank} of {self._world_size})", traceback=outcome.traceback)
+        return replace(outcome, error=f"{outcome.error} (worker {rank} of {self._world_size})")
 
 
 def death_notice(rank: int, num_workers: int, how: str) -> Outcome:
     """The outcome of items that did not finish because a worker died."""
     who = "the worker" if num_workers == 1 else f"worker {rank} of {num_workers}"
-    return Outcome(error=f"{who} died ({how}); {RESUME}")
+    return Outcome(error=f"{who} died ({how}); {RESUME}", external=True)

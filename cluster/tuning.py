@@ -58,7 +58,7 @@ class Search(Protocol):
         """A trial has ended by itself."""
 
     def lost(self, number: int, reason: str) -> None:
-        """The process of a trial died more often than allowed."""
+        """A trial cannot go on now: its process died more often than allowed, or a machine cannot store its work."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,14 @@ def tune(
         driver, files = _driver(search, group.max_failures), Path(group.storage) / "ray" / f"tune-{name}"
         variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it takes trials that are started again for errors
-        ended = False
-        while not ended:
+        how = body, group, marker
+        while True:
             shutil.rmtree(files, ignore_errors=True)  # also of a driver that was killed
-            tuner = _tuner(
-                driver, files, parallel or fits, stop_signal, (body, group, marker), _resources(share, group)
-            )
+            tuner = _tuner(driver, files, parallel or fits, stop_signal, how, _resources(share, group))
             try:
                 with environment(variables):
                     tuner.fit()
-                ended = True
+                break
             except RuntimeError as error:
                 # When Ray has killed a process for want of memory, Tune itself ends.
                 if not isinstance(error.__cause__, RayError):
@@ -193,7 +191,7 @@ def _trial(config: dict[str, Any], how: tuple[Body, Group, Marker]) -> None:
 
     item = config["item"]
     if error := storage_error(marker, ray.util.get_node_ip_address()):
-        outcome = Outcome(error=error)
+        outcome = Outcome(error=error, external=True)
     elif group.world_size > 1:
         [outcome] = run_on_ray(body, [item], group, lambda _, event: emit(event))
     else:
@@ -241,11 +239,18 @@ def _driver(search: Search, max_failures: int) -> Any:
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             number, item = self.running.pop(trial_id)
             report = (result or {}).get("report")
-            if not error:
-                if report is not None and report.outcome is not None:
-                    self.search.end(number, report.outcome)
-                return
-            self.fail(number, item)
+            if error:
+                self.fail(number, item)
+            elif report is not None and report.outcome is not None:
+                self.ended(number, report.outcome)
+
+        def ended(self, number: int, outcome: Outcome) -> None:
+            """What a machine lacks says nothing of the trial."""
+            if outcome.external:
+                log.warning("trial %d cannot go on: %s", number, outcome.error)
+                self.search.lost(number, outcome.error or "")
+            else:
+                self.search.end(number, outcome)
 
         def start_again(self, reason: str) -> None:
             """All running trials have ended with Tune."""

@@ -46,12 +46,14 @@ class Outcome:
     """The result of an item: the value its body returned, or an error ("ValueError: text") with its traceback.
 
     stopped: it was interrupted, or not started, because the command was asked to stop.
+    external: a machine ended it (a dead process, a full disk), not the item, which may end well another time.
     """
 
     value: Any = None
     error: str | None = None
     traceback: str | None = None
     stopped: bool = False
+    external: bool = False
 
 
 STOPPED = Outcome(error=str(Stopped()), stopped=True)
@@ -78,7 +80,8 @@ def run_item(body: Body, item: Any, worker: Worker) -> Outcome:
         if worker.world_size > 1 and lost:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise LostContact(f"worker {worker.rank} lost the others ({reason}); {RESUME}") from error
-        return Outcome(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        text, external = f"{type(error).__name__}: {error}", isinstance(error, OSError)
+        return Outcome(error=text, traceback=traceback.format_exc(), external=external)
 
 
 def run_items(
@@ -94,7 +97,7 @@ def run_items(
     def exit_on_silence(reason: str) -> None:
         error = f"worker {worker.rank} lost worker 0: {reason}; {RESUME}"
         if current >= 0:
-            post("outcome", current, Outcome(error=error))
+            post("outcome", current, Outcome(error=error, external=True))
         print(error, file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits in a collective that never ends
 
@@ -105,7 +108,8 @@ def run_items(
             try:
                 outcome = STOPPED if stopped else run_item(body, item, worker)
             except LostContact as error:
-                post("outcome", current, Outcome(error=str(error), traceback=traceback.format_exc()))
+                notice = Outcome(error=str(error), traceback=traceback.format_exc(), external=True)
+                post("outcome", current, notice)
                 raise
             post("outcome", current, outcome)
             if group and not stopped:

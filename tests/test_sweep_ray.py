@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 from collections import Counter
@@ -175,6 +177,36 @@ class Nothing:
 
 def do_nothing(item: Any, worker: Worker) -> None:
     return None
+
+
+def fail_by_number(number: int, worker: Worker) -> None:
+    """Trial 0 has impossible settings, trial 1 finds no space on its disk."""
+    if number == 0:
+        raise ValueError("nothing is left of conv1")
+    if number == 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Ends(Nothing):
+    """Remembers how its trials ended."""
+
+    def __init__(self, trials: int) -> None:
+        super().__init__(trials)
+        self.failed: dict[int, str | None] = {}
+        self.open: dict[int, str] = {}
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        self.failed[number] = outcome.error
+
+    def lost(self, number: int, reason: str) -> None:
+        self.open[number] = reason
+
+
+def test_a_full_disk_is_no_result_of_a_trial(tmp_path: Path):
+    search = Ends(3)
+    assert tune(fail_by_number, search, Group(storage=str(tmp_path), launcher="ray", workers=1), "full", parallel=1)
+    assert search.failed == {2: None, 0: "ValueError: nothing is left of conv1"}
+    assert search.open == {1: "OSError: [Errno 28] No space left on device"}
 
 
 def want_memory_once(flag: Path, worker: Worker) -> None:

@@ -78,7 +78,7 @@ class Monitor:
             notice = replace(notice, error=f"{notice.error}{self._location(dead[0], '. It was on')}")
         else:
             text = f"the worker group ended ({self._timed_out or last_line(error)}); {RESUME}"
-            notice = Outcome(error=text, traceback=str(error) if error else None)
+            notice = Outcome(error=text, traceback=str(error) if error else None, external=True)
         self._tracker.fail(self._tracker.pending(), notice, killed=bool(dead))
 
     def _read_messages(self) -> None:

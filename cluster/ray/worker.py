@@ -68,7 +68,7 @@ def run_worker(config: dict[str, Task]) -> None:
     errors = [text for text in ask("storage", storage_error(task.marker, ray.util.get_node_ip_address()) or "") if text]
     if errors:
         for number, _ in items:
-            outbox.post("outcome", number, Outcome(error=errors[0]))
+            outbox.post("outcome", number, Outcome(error=errors[0], external=True))
         return
     if independent:
         dist.destroy_process_group()  # a body that asks torch must not find the other workers

@@ -69,7 +69,7 @@ class Study:
         self.exhausted = ""
         """Why there are fewer trials than asked for."""
         self.losses: dict[int, str] = {}
-        """Trials whose processes died: number -> how. The same command resumes them."""
+        """Trials that a machine ended: number -> how. The same command resumes them."""
         for entry in journal.read():
             self._apply(entry)
         self._resuming = deque(number for number, known in enumerate(self._known) if known.state == "running")
@@ -151,7 +151,7 @@ class Study:
         self._finish(number, found, new=True)
 
     def lost(self, number: int, reason: str) -> None:
-        """The process of a trial died too often. One that was not stopped before stays unfinished."""
+        """A trial cannot go on now, see `Search`. One that was not stopped before stays unfinished."""
         if self._known[number].state == "running":
             self.losses[number] = reason
 
