@@ -65,6 +65,7 @@ REFUSED = [
     ),
     (["--objective", "accuracy,latency", "--scheduler", "asha"], "asha compares accuracies alone and would stop the"),
     (["--methods", "epsd,epsd"], "--methods epsd,epsd names a method twice: give each once"),
+    (["--methods", "epsd,"], "--methods epsd, has an empty name: give names with a comma between two"),
     (["--methods", "epsd,dnse"], "there is no method 'dnse'; did you mean dense? There are: dense"),
     (["--methods", "epsd", "--method", "dense"], "--method and --methods exclude each other: give all methods to"),
     (["--methods", "epsd", "--method=dense"], "--method and --methods exclude each other: give all methods to"),

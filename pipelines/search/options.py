@@ -96,6 +96,8 @@ def sweeps(options: argparse.Namespace, rest: Sequence[str]) -> list[Sweep]:
     recipe = choose("recipe", options.recipe, RECIPES)
     _check(options, rest)
     methods: list[str | None] = [*options.methods.split(",")] if options.methods else [None]
+    if "" in methods:
+        raise ValueError(f"--methods {options.methods} has an empty name: give names with a comma between two")
     if len(set(methods)) < len(methods):
         raise ValueError(f"--methods {options.methods} names a method twice: give each once")
     found = []
