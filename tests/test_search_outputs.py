@@ -448,6 +448,8 @@ def test_odd_sweeps_are_drawn(tmp_path: Path):
     shown = " ".join(texts_of(files["settings.svg"]))
     assert "one_with_ a_long_ $name$" in shown
     assert "with $x$: settings" in shown
+    begun = drawn([trial(0, state="running", epochs=0)], tmp_path / "begun")
+    assert [*begun] == ["accuracy.svg", "accuracy.png"]
 
 
 def test_the_persons_own_style_of_matplotlib_is_not_used_and_not_changed(tmp_path: Path):

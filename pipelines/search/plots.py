@@ -222,8 +222,9 @@ def _whole_numbers(axes: Axes, last: int, first: int = 0) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Between the title and the plot, where it hides nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=6, borderaxespad=0.2, **TIGHT)
+    """Between the title and the plot, where it hides nothing; none where nothing is drawn yet."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=6, borderaxespad=0.2, **TIGHT)
 
 
 def _way(trial: Trial, scales: Mapping[str, Axis]) -> tuple[list[float], list[float]]:
