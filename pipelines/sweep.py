@@ -84,7 +84,7 @@ def show(sweep: Sweep, trials: int, console: Console) -> None:
     if trading and plan.goal.cost is None:
         say(
             console,
-            f"{' and '.join(trading)} trades accuracy for size, and accuracy alone prefers the larger network: "
+            f"{' and '.join(trading)}: more of it is a smaller network, and accuracy alone prefers the larger one: "
             f"fix it with --{trading[0]} VALUE, or use --objective accuracy,effective_macs",
             "yellow",
         )
@@ -112,13 +112,17 @@ def report(swept: Swept, console: Console) -> bool:
     say(console, f"sweep: {swept.folder}")
     if swept.page:
         say(console, f"MLflow: {swept.page}")
+    lost: dict[str, list[str]] = {}
     for number, reason in swept.lost.items():
-        complain(f"trial {number} is not finished: {reason}; start the same command again to go on with it")
+        lost.setdefault(reason, []).append(str(number))
+    for reason, numbers in lost.items():
+        complain(f"not finished: trial {', '.join(numbers)}: {reason}; start the same command again to go on")
     if not swept.best:
         reasons = Counter(trial.error for trial in swept.trials if trial.error).most_common(3)
-        complain("\n".join(["every trial failed:", *(f"  {count} times: {error}" for error, count in reasons)]))
+        text = "every trial failed:" if reasons and not lost else "no trial is finished"
+        complain("\n".join([text, *(f"  {count} times: {error}" for error, count in reasons)]))
         return False
-    say(console, f"the best settings, for any recipe: --from {swept.folder / 'best.toml'}")
+    say(console, f"the best settings, for any recipe: --from {shlex.quote(str(swept.folder / 'best.toml'))}")
     return not swept.lost
 
 

@@ -121,7 +121,10 @@ def _about(folder: Path, plan: Plan, place: Place) -> dict[str, Any]:
     """The content of sweep.json, which is written once."""
     path = folder / "sweep.json"
     if path.exists():
-        return read_json(path)
+        try:
+            return read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}. Delete it, and the same command goes on and writes it again") from error
     import optuna
     import torch
 
