@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from compression.methods import EPSD
 from compression.spaces import Choices, IntRange, LogRange, Range, Space
@@ -15,8 +16,8 @@ from pipelines.search import options as asked
 from pipelines.search import spaces
 from pipelines.search.options import Sweep
 from pipelines.search.plan import Limits, Plan
-from pipelines.search.sweep import identity_of
-from pipelines.search.trial import Goal
+from pipelines.search.sweep import Swept, identity_of
+from pipelines.search.trial import Goal, Trial
 from tests.sweep_runs import plan
 
 SPARSITY, STEPS, INNER_LR = "method.sparsity", "method.inner_steps", "method.inner_lr"
@@ -192,6 +193,32 @@ def test_the_best_of_another_sweep_are_defaults_that_are_searched(tmp_path: Path
 
 
 # The identity of a sweep
+
+
+def failed(number: int, error: str) -> Trial:
+    return Trial(number, {}, str(number), "failed", error=error)
+
+
+@pytest.mark.parametrize(
+    ("trials", "lost", "expected"),
+    [
+        ([], {}, "no trial is finished\n"),
+        ([failed(0, "no space"), failed(1, "no space")], {}, "every trial failed:\n  2 times: no space\n"),
+        (
+            [Trial(0, {}, "a"), Trial(1, {}, "b"), Trial(2, {}, "c")],
+            {0: "full", 1: "gone", 2: "full"},
+            "not finished: trial 0, 2: full; start the same command again to go on\n"
+            "not finished: trial 1: gone; start the same command again to go on\nno trial is finished\n",
+        ),
+    ],
+    ids=["none was begun", "all failed", "all are lost"],
+)
+def test_a_sweep_without_a_best_trial_says_why(
+    trials: list[Trial], lost: dict[int, str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    swept = Swept(plan(), tmp_path, trials, lost, "", stopped=False)
+    assert not sweep.report(swept, Console(width=200))
+    assert capsys.readouterr().err == expected
 
 
 def test_equal_plans_are_one_sweep_however_many_trials_they_have():
