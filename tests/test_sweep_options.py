@@ -89,7 +89,7 @@ REFUSED = [
             for name in (SPARSITY, STEPS, INNER_LR, *DISTILLATION)
             for word in (f"--{name}", "1" if name != SPARSITY else "0.9")
         ],
-        "every setting of EPSD (CS-KD) is given: leave one out, or name it in --vary",
+        " is given: leave one out, or name it in --vary",
     ),
 ]
 
