@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(found: Sequence[Sweep], options: Namespace, command: str, console: Console) -> int:
-    """Run the sweeps, one after the other; compare and confirm what they found. The exit status."""
+    """Run the sweeps, one after the other, compare them, and confirm what the whole ones found. The exit status."""
     swept: dict[str, tuple[Place, Swept]] = {}
+    whole: list[str] = []
     for sweep in found:
         label = sweep.plan.experiment.data.label
         suite = f"{label} sweeps" if sweep.command.suite == label else sweep.command.suite
@@ -60,15 +61,17 @@ def run(found: Sequence[Sweep], options: Namespace, command: str, console: Conso
         if result.stopped:
             complain("stopped by SIGTERM; start the same command again to go on")
             return STOPPED_STATUS
-        if not report(result, console):
-            return 1
         swept[sweep.method] = place, result
+        if report(result, console):
+            whole.append(sweep.method)
     if len(swept) > 1:
         table, text = comparison({name: each.trials for name, (_, each) in swept.items()}, found[0].plan.goal)
         console.print(table)
         for _, each in swept.values():
             write_atomically(each.folder / "comparison.md", text.encode())
-    return max(confirm(each, options.confirm, options.confirm_front, where, console) for where, each in swept.values())
+    chosen = [swept[method] for method in whole]
+    statuses = [confirm(each, options.confirm, options.confirm_front, where, console) for where, each in chosen]
+    return max([*statuses, int(len(whole) < len(swept))])
 
 
 def show(sweep: Sweep, trials: int, console: Console) -> None:

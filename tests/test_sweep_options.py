@@ -221,6 +221,32 @@ def test_a_sweep_without_a_best_trial_says_why(
     assert capsys.readouterr().err == expected
 
 
+def test_a_method_whose_trials_all_failed_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = Trial(0, {}, "a", "finished", (0.5,))
+    results = {
+        "EPSD": [failed(0, "empty")],
+        "Dense": [done],
+        "EarlyPruning": [Trial(0, {}, "b"), replace(done, number=1)],
+    }
+    confirmed: list[str] = []
+
+    def swept(of: Plan, *_: Any) -> Swept:
+        name = type(of.experiment.method).__name__
+        return Swept(
+            of, tmp_path / name, results[name], {0: "gone"} if name == "EarlyPruning" else {}, "", stopped=False
+        )
+
+    monkeypatch.setattr(sweep, "run_sweep", swept)
+    monkeypatch.setattr(sweep, "confirm", lambda each, *_: confirmed.append(each.folder.name) or 0)
+    words = ["digits_epsd", "--methods", "epsd,dense,early_pruning", "--storage", str(tmp_path)]
+    assert sweep.main(words) == 1
+    assert confirmed == ["Dense"]
+    table = (tmp_path / "EPSD/comparison.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| epsd", "| dense", "| early_pruning"]
+    results["EPSD"] = results["EarlyPruning"] = [done]
+    assert sweep.main(["digits_epsd", "--methods", "epsd,dense", "--storage", str(tmp_path)]) == 0
+
+
 def test_equal_plans_are_one_sweep_however_many_trials_they_have():
     words = ["--vary", "method.sparsity=0.8,0.9", "--storage", "somewhere"]
     others = ["--trials", "3", "--parallel", "2", "--max-dense-epochs", "9", "--storage", "else", "--confirm", "9"]
