@@ -8,8 +8,14 @@ from typing import Any
 
 from benchmarks.rows import Row, asked
 from benchmarks.suites import Table
+from pipelines.experiment import Experiment
+from pipelines.identity import canonical
+from pipelines.publish import flatten
 
 CONFIDENCE = 0.95
+
+PLACEMENT = ("workers", "strategy", "threads")
+"""Fields of a table that are no parameters of an experiment."""
 
 NOTE = (
     "Differences are paired: a row minus its control, seed by seed, over the seeds that both have. The brackets are "
@@ -60,10 +66,21 @@ def paired(own: Mapping[int, float], other: Mapping[int, float], control: str) -
 
 
 def compare(table: Table, rows: Sequence[Row]) -> list[Difference | None]:
-    """For each row its difference from its control; None: it has none, or not exactly one row can be it.
+    """For each row its difference from its control; None: it has none, or not exactly one row can be it."""
+    possible = _by_lines(table, rows) if table.lines else _by_labels(table, rows)
+    return [
+        paired(_by_seed(table, row), _by_seed(table, controls[0]), label_of(table, controls[0]))
+        if len(controls) == 1
+        else None
+        for row, controls in zip(rows, possible, strict=True)
+    ]
 
-    A control has the same data (label, content and everything that was asked of it), network and training, and the same
-    values in the table's other fields; only its sparsity may be another if one of the two has none.
+
+def _by_labels(table: Table, rows: Sequence[Row]) -> list[list[Row]]:
+    """For each row those that can be its control, by `controls`.
+
+    They have the same data (label, content and everything that was asked of it), network and training, and the same
+    values in the table's other fields; only the sparsity may be another if one of the two has none.
     """
     places = [_place(table, row) for row in rows]
     found: dict[tuple[Any, ...], list[Row]] = {}
@@ -71,15 +88,43 @@ def compare(table: Table, rows: Sequence[Row]) -> list[Difference | None]:
         for label in {_name(table, row), label_of(table, row)}:
             found.setdefault((label, *place), []).append(row)
 
-    def of(row: Row, place: tuple[Any, ...]) -> Difference | None:
+    def of(row: Row, place: tuple[Any, ...]) -> list[Row]:
         wanted = table.controls.get(label_of(table, row)) or table.controls.get(_name(table, row))
         possible = found.get((wanted, *place), [])
-        controls = [other for other in possible if other is not row and _equally_sparse(table, row, other)]
-        if len(controls) != 1:
-            return None
-        return paired(_by_seed(table, row), _by_seed(table, controls[0]), label_of(table, controls[0]))
+        return [other for other in possible if other is not row and _equally_sparse(table, row, other)]
 
     return [of(row, place) for row, place in zip(rows, places, strict=True)]
+
+
+def _by_lines(table: Table, rows: Sequence[Row]) -> list[list[Row]]:
+    """For each row those that can be its control, by `lines`.
+
+    A row is of the line with which it agrees in everything that differs between lines. It and its control agree in
+    everything else: what was asked of all lines alike, the content of the data, and fields that are no parameters.
+    """
+    params = [_params(line.experiment) for line in table.lines]
+    names = {name for each in params for name in each}
+    varying = sorted(name for name in names if len({each.get(name) for each in params}) > 1)
+    lines = {tuple(each.get(name) for name in varying): line for each, line in zip(params, table.lines, strict=True)}
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    places: list[tuple[Any, ...]] = []
+    for row in rows:
+        text, fingerprint = asked(row.runs[0])
+        own = json.loads(text)
+        line = lines.get(tuple(own.get(name) for name in varying))
+        rest = sorted((name, value) for name, value in own.items() if name not in varying)
+        placement = [row.runs[0][field] for field in table.rows if field in PLACEMENT]
+        place = (fingerprint, tuple(rest), *placement)
+        places.append((line.control if line else None, *place))
+        if line:
+            found.setdefault((line.label, *place), []).append(row)
+    return [found.get(place, []) for place in places]
+
+
+def _params(experiment: Experiment) -> dict[str, str]:
+    """What `asked` has of a run of this experiment."""
+    flat = {name: str(value) for name, value in flatten(canonical(experiment))}
+    return json.loads(asked({"params": json.dumps(flat)})[0])
 
 
 def label_of(table: Table, row: Row) -> str:

@@ -34,7 +34,7 @@ def parts(table: Table, rows: Sequence[Row]) -> list[Part]:
         _mean(table.headline, rows),
         _each("n", rows, lambda row: str(len(row.runs))),
         _each("seeds", rows, lambda row: row.seeds),
-        *(_differences(table, compare(table, rows)) if table.controls else []),
+        *(_differences(table, compare(table, rows)) if table.controls or table.lines else []),
         *(_mean(column, rows) for column in table.columns),
     ]
 
@@ -79,7 +79,7 @@ def made_by(name: str, source: str) -> str:
 def notes(table: Table, rows: Sequence[Row]) -> list[str]:
     """What stands below a table, a paragraph each."""
     found = [*table.notes, "Means over n runs; ± is the sample standard deviation (n - 1)."]
-    found += [NOTE] if table.controls else []
+    found += [NOTE] if table.controls or table.lines else []
     marks = [row.marks() for row in rows]
     for name, mark in MARKS.items():
         told = sorted({own[name] for own in marks if name in own} - {name, "unknown"})

@@ -138,7 +138,7 @@ def _record(folder: RunFolder, status: Status) -> RunRecord:
     return RunRecord(
         identity=known["identity"],
         name=f"{labels['method']} {labels['sparsity']} {labels['model']} s{labels['seed']} {known['identity'][:4]}",
-        params={**dict(_flatten(known["experiment"])), **labels},
+        params={**dict(flatten(known["experiment"])), **labels},
         tags=_tags(known),
         metrics=[*metrics, *_aliases(metrics)] if result else metrics,
         status=status,
@@ -170,10 +170,13 @@ def _tags(known: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, plain value), lists as JSON; without the names of classes that only hold values together."""
+def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, plain value) as MLflow's parameters have them, of a canonical experiment (pipelines.identity).
+
+    Lists are JSON; names of classes that only hold values together are left out.
+    """
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from _flatten(item, f"{prefix}{key}.")
+            yield from flatten(item, f"{prefix}{key}.")
         elif key != "kind" or item not in PLAIN:
             yield prefix + key, json.dumps(item) if isinstance(item, list) else item

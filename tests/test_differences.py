@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -14,7 +15,9 @@ from benchmarks.differences import Difference, compare, paired
 from benchmarks.formats import as_csv, as_markdown
 from benchmarks.latex import as_latex
 from benchmarks.rows import build
-from benchmarks.suites import Table, own
+from benchmarks.suites import SUITES, Line, Suite, Table, own, table_of
+from pipelines.identity import canonical
+from pipelines.publish import flatten
 from tests.test_tables import run_of
 
 TABLE = dataclasses.replace(own("demo"), controls={"A": "B"})
@@ -179,3 +182,62 @@ def test_every_form_shows_the_difference_its_interval_and_the_pairs():
     assert differences.NOTE in as_markdown("x", TABLE, rows)
     without = as_markdown("x", own("demo"), rows)
     assert "control" not in without
+
+
+def run_of_line(suite: Suite, line: Line, seed: int, accuracy: float, **params: Any) -> dict[str, Any]:
+    """A run as MLflow and runs.parquet have it."""
+    experiment = dataclasses.replace(line.experiment, seed=seed)
+    flat = {name: str(value) for name, value in flatten(canonical(experiment))}
+    return run_of(
+        suite=suite.name,
+        run_id=f"{line.label}/{seed}",
+        method_label=experiment.method.label,
+        dataset=experiment.data.label,
+        model=experiment.model,
+        sparsity=experiment.sparsity,
+        seed=seed,
+        test_accuracy=accuracy,
+        data_fingerprint="d" * 16,
+        params=json.dumps(flat | {"dataset": experiment.data.label} | params),
+    )
+
+
+@pytest.mark.parametrize("name", ["epsd_ablations", "pdd", "prune_then_distill", "epsd_cifar10"])
+@pytest.mark.parametrize("reduced", [True, False])
+def test_rows_of_a_suite_are_compared_as_its_lines_say(name: str, reduced: bool):
+    suite = SUITES[name](reduced=reduced)
+    place = {line.label: number for number, line in enumerate(suite.lines)}
+    # Line 3 has 0.03 and 0.032 + 0.0001 * 3: differences of any two lines are known.
+    runs = [
+        run_of_line(suite, line, seed, 0.01 * number + 0.002 * seed + 0.0001 * number * seed)
+        for number, line in enumerate(suite.lines)
+        for seed in (0, 1)
+    ]
+    table = table_of(suite)
+    rows = build(table, runs)
+    assert len(rows) == len(suite.lines)
+    by_label = {line.label: line for line in suite.lines}
+    compared = 0
+    for row, found in zip(rows, compare(table, rows), strict=True):
+        line = by_label[row.run_ids[0].rpartition("/")[0]]
+        if line.control is None:
+            assert found is None
+            continue
+        assert found is not None, line.label
+        assert found.mean == pytest.approx(1.005 * (place[line.label] - place[line.control]))
+        compared += 1
+    assert compared == sum(line.control is not None for line in suite.lines) > 0
+
+
+def test_lines_that_were_trained_or_fed_otherwise_are_not_compared():
+    suite = SUITES["epsd_ablations"](reduced=True)
+    [line, *_] = [line for line in suite.lines if line.control]
+    [control] = [other for other in suite.lines if other.label == line.control]
+    for other, number in (({}, 2), ({"training.epochs": "99"}, 0), ({"data.val_fraction": "0.3"}, 0)):
+        runs = [run_of_line(suite, line, seed, 0.5 + seed / 10) for seed in (0, 1)]
+        runs += [run_of_line(suite, control, seed, 0.4, **other) for seed in (0, 1)]
+        rows = build(table_of(suite), runs)
+        assert sum(found.pairs for found in compare(table_of(suite), rows) if found) == number
+    runs = [run_of_line(suite, line, seed, 0.5) for seed in (0, 1)]
+    runs += [run_of_line(suite, control, seed, 0.4) | {"data_fingerprint": "e" * 16} for seed in (0, 1)]
+    assert compare(table_of(suite), build(table_of(suite), runs)) == [None, None]

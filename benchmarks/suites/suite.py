@@ -4,25 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from benchmarks.suites.table import ACCURACY, Column, Table
+from benchmarks.suites.table import ACCURACY, Column, Line, Table
 from compression.choose import choose
 from pipelines.data.config import Digits, Images
 from pipelines.experiment import Experiment, Training
 from pipelines.optimizers import SGD, Cosine
 from pipelines.teachers import with_followers
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a suite's table.
-
-    experiment: with the first seed of the suite; the others only differ in the seed.
-    control: the label of the line with which it is compared, seed by seed.
-    """
-
-    label: str
-    experiment: Experiment
-    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +68,7 @@ def table_of(suite: Suite) -> Table:
     """The table of a suite's runs. Lines that look alike in it are told apart by their settings."""
     rows = {"method_label": "method", "dataset": "data", "model": "model", "sparsity": "sparsity"}
     notes = (f"{suite.paper}. {suite.question}", str(suite.budget), *suite.notes)
-    labels = {line.label: line.experiment.method.label for line in suite.lines}
-    controls = {labels[line.label]: labels[line.control] for line in suite.lines if line.control is not None}
-    return Table(suite.title, suite.name, rows, ACCURACY, COLUMNS, notes, controls)
+    return Table(suite.title, suite.name, rows, ACCURACY, COLUMNS, notes, lines=suite.lines)
 
 
 REDUCED_SEEDS = (0, 1)

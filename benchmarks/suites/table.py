@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipelines.experiment import Experiment
+
 
 @dataclass(frozen=True)
 class Column:
@@ -23,6 +25,19 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A row of a suite's table.
+
+    experiment: with the first seed of the suite; the others only differ in the seed.
+    control: the label of the line with which it is compared, seed by seed.
+    """
+
+    label: str
+    experiment: Experiment
+    control: str | None = None
+
+
+@dataclass(frozen=True)
 class Table:
     """All finished runs of one suite (an MLflow experiment), put together to rows.
 
@@ -32,6 +47,7 @@ class Table:
     notes: what a reader has to know, below the table.
     controls: label of a row -> label of the row that it is compared with, seed by seed. A label is the value of the
     first field of `rows`, or all that stands in a row's first cell but its marks, where rows share that value.
+    lines: of a suite, which say themselves what they are compared with; `controls` is for tables without them.
     """
 
     title: str
@@ -41,6 +57,7 @@ class Table:
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
     controls: Mapping[str, str] = field(default_factory=dict)
+    lines: tuple[Line, ...] = ()
 
 
 COSTS = (
