@@ -116,7 +116,7 @@ def report(swept: Swept, console: Console) -> bool:
     if swept.page:
         say(console, f"MLflow: {swept.page}")
     lost: dict[str, list[str]] = {}
-    for number, reason in swept.lost.items():
+    for number, reason in sorted(swept.lost.items()):
         lost.setdefault(reason, []).append(str(number))
     for reason, numbers in lost.items():
         complain(f"not finished: trial {', '.join(numbers)}: {reason}; start the same command again to go on")

@@ -206,7 +206,7 @@ def failed(number: int, error: str) -> Trial:
         ([failed(0, "no space"), failed(1, "no space")], {}, "every trial failed:\n  2 times: no space\n"),
         (
             [Trial(0, {}, "a"), Trial(1, {}, "b"), Trial(2, {}, "c")],
-            {0: "full", 1: "gone", 2: "full"},
+            {2: "full", 0: "full", 1: "gone"},
             "not finished: trial 0, 2: full; start the same command again to go on\n"
             "not finished: trial 1: gone; start the same command again to go on\nno trial is finished\n",
         ),
