@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,16 +71,22 @@ def collect(tracking_uri: str, suite: str, parquet: Path) -> int:
     """
     store = tracker(tracking_uri)
     rows = finished(store, suite)
-    leave = store.gone(suite) | {row["run_id"] for row in rows}
+    add(parquet, rows, store.gone(suite))
+    if not rows:
+        raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
+    return len(rows)
+
+
+def add(parquet: Path, rows: Sequence[Row], gone: Collection[str] = ()) -> None:
+    """Merge rows into `parquet`, as `collect` does. gone: ids of runs that leave it."""
     before = read_runs(parquet) if parquet.exists() else []
-    all_rows = [*(row for row in before if row["run_id"] not in leave), *rows]
+    new = {(row["suite"], row["run_id"]) for row in rows}
+    kept = [row for row in before if row["run_id"] not in gone and (row["suite"], row["run_id"]) not in new]
+    all_rows = [*kept, *rows]
     newest = {(row["suite"], row["identity"], row["data_fingerprint"] or ""): row for row in sorted(all_rows, key=_age)}
     merged = [newest[place] for place in sorted(newest)]
     if merged != before:
         _write_runs(parquet, merged)
-    if not rows:
-        raise ValueError(f"suite {suite!r} has no finished runs in {tracking_uri}: run its experiments first")
-    return len(rows)
 
 
 def finished(store: Tracker, suite: str) -> list[Row]:

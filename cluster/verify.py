@@ -42,24 +42,29 @@ class Run:
 def verify(storage: Path) -> Iterator[Run]:
     """Check every finished run of a storage. Nothing is changed."""
     for result in sorted((storage / "runs").glob("*/result.json")):
-        run = Run(result.parent)
-        record = _read(run, result, "delete it and start its command again: it is made again from the checkpoints")
-        run.files = {file_name(name): digest for name, digest in record.get("files", {}).items()}
-        for name, digest in run.files.items():
-            for text in damaged(run.folder, {name: digest}):
-                run.lost[name] = text
-                run.wrong.append(text)
-        if "metrics" not in record and not run.wrong:
-            run.wrong.append(f"{result} is not the result of a finished run: delete it and start its command again")
-        if (description := run.folder / "run.json").exists():
-            _read(run, description, NOT_NEEDED.format(description))
-        for stage in sorted((run.folder / "stages").glob("*")):
-            for path in [stage / "stage.json", *sorted(stage.glob("checkpoints/step-*/state.json"))]:
-                if path.exists():
-                    remedy = NOT_NEEDED.format(path.parent)
-                    of_stage = _read(run, path, remedy)
-                    run.wrong += [f"{text}; {remedy}" for text in damaged(path.parent, of_stage.get("files", {}))]
-        yield run
+        yield verify_run(result)
+
+
+def verify_run(result: Path) -> Run:
+    """Check one finished run, by its result.json. Nothing is changed."""
+    run = Run(result.parent)
+    record = _read(run, result, "delete it and start its command again: it is made again from the checkpoints")
+    run.files = {file_name(name): digest for name, digest in record.get("files", {}).items()}
+    for name, digest in run.files.items():
+        for text in damaged(run.folder, {name: digest}):
+            run.lost[name] = text
+            run.wrong.append(text)
+    if "metrics" not in record and not run.wrong:
+        run.wrong.append(f"{result} is not the result of a finished run: delete it and start its command again")
+    if (description := run.folder / "run.json").exists():
+        _read(run, description, NOT_NEEDED.format(description))
+    for stage in sorted((run.folder / "stages").glob("*")):
+        for path in [stage / "stage.json", *sorted(stage.glob("checkpoints/step-*/state.json"))]:
+            if path.exists():
+                remedy = NOT_NEEDED.format(path.parent)
+                of_stage = _read(run, path, remedy)
+                run.wrong += [f"{text}; {remedy}" for text in damaged(path.parent, of_stage.get("files", {}))]
+    return run
 
 
 def repair(run: Run, uri: str) -> list[str]:

@@ -192,7 +192,9 @@ def report(ended: Sequence[Ended], console: Console) -> int:
             failed.setdefault(end.error, []).append(end)
             continue
         accuracy = end.result["metrics"]["test/accuracy"]
-        tracked = end.run_id or "none yet: MLflow did not answer; start the same command again to send the run"
+        tracked = (
+            end.run_id or "none yet: MLflow is not there; start the same command again where it is, to send the run"
+        )
         text = f"{end.experiment.name}: test accuracy {accuracy:.2%}\n  network: {end.folder}\n  MLflow run: {tracked}"
         say(console, f"{text}\n  {end.page}" if end.page else text)
     for error, ends in failed.items():

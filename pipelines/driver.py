@@ -23,7 +23,7 @@ from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.progress import Progress, say
 from pipelines.provenance import provenance
-from pipelines.publish import Publisher
+from pipelines.publish import Publisher, open_publisher
 from pipelines.run_folder import RunFolder
 from pipelines.teachers import closure
 
@@ -79,7 +79,7 @@ def run_experiments(
             say(console, f"already finished: {experiment.name}")
 
     check_before_workers(experiments, storage, group.world_size)
-    publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", suite, console)
+    publisher = open_publisher(placement.tracking_uri, storage, suite, console)
     todo = [number for number, end in enumerate(ended) if not end.before]
     outcomes: list[Outcome] = []
     if todo:

@@ -1,5 +1,7 @@
 """Publisher: brings MLflow up to date with the storage. The storage is the record, MLflow a view of it."""
 
+import contextlib
+import importlib.util
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +125,42 @@ class Publisher:
     def _retry_later(self, error: ConnectionError) -> None:
         self._not_before = time.monotonic() + SECONDS_AFTER_FAILURE
         say(self.console, f"MLflow does not answer now; the runs will be sent later ({error})")
+
+
+class Untracked(Publisher):
+    """In place of a Publisher where MLflow is not installed: nothing is sent. The storage has everything."""
+
+    def reach(self, required: bool) -> None: ...
+
+    def try_to_publish(self, folder: RunFolder, status: Status = "RUNNING") -> None: ...
+
+    def publish_all(
+        self, folders: Sequence[RunFolder], required: bool, statuses: Mapping[str, Status] | None = None
+    ) -> dict[Path, str]:
+        return {}
+
+
+def open_publisher(uri: str | None, storage: Path, suite: str, console: Console) -> Publisher:
+    """The publisher of a suite. uri: of MLflow; None: the file in the storage, or Untracked if MLflow is not installed.
+
+    ValueError: MLflow at `uri` was asked for, but is not installed.
+    """
+    if has_mlflow():
+        return Publisher(uri or f"sqlite:///{storage}/mlflow.db", suite, console)
+    if uri is not None:
+        raise ValueError(
+            "MLflow is not installed: pip install mlflow, or leave out --tracking-uri (MLFLOW_TRACKING_URI)"
+        )
+    text = "MLflow is not installed: runs are not tracked. The same command, started where it is, tracks them"
+    say(console, text, "yellow")
+    return Untracked(f"sqlite:///{storage}/mlflow.db", suite, console)
+
+
+def has_mlflow() -> bool:
+    """Whether MLflow is installed."""
+    with contextlib.suppress(ImportError):
+        return importlib.util.find_spec("mlflow") is not None
+    return False
 
 
 ALIASED = ("test/", "val/")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import every_method
+from benchmarks import suite
 from cluster.checkpoints import open_storage, write_json
 from cluster.group import Group
 from cluster.launch import launch
@@ -88,11 +88,11 @@ def test_an_absent_folder_of_data_is_named_once(tmp_path: Path, capsys: pytest.C
     ("argv", "words"),
     [("--seeds -1", "seed must be a whole number from 0"), ("--seeds 0", "nowhere must hold train/<class>/*")],
 )
-def test_the_benchmark_of_every_method_says_it_in_one_line(
+def test_a_suite_says_it_in_one_line(
     argv: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert every_method.main(["--data.root", "nowhere", *argv.split()]) == 2
+    assert suite.main(["every_method", "--data.root", "nowhere", "--storage", "storage", *argv.split()]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert words in line
 
