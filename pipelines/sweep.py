@@ -57,6 +57,8 @@ def run(found: Sequence[Sweep], options: Namespace, command: str, console: Conso
         suite = f"{label} sweeps" if sweep.command.suite == label else sweep.command.suite
         where = sweep.command.placement, suite, options.recipe, command
         place = Place(*where, options.parallel, options.gpus_per_trial)
+        if len(found) > 1:
+            say(console, f"searching {sweep.method}", "bold")
         result = run_sweep(sweep.plan, asked.limits(options), place, console)
         if result.stopped:
             complain("stopped by SIGTERM; start the same command again to go on")

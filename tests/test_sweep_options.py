@@ -221,7 +221,9 @@ def test_a_sweep_without_a_best_trial_says_why(
     assert capsys.readouterr().err == expected
 
 
-def test_a_method_whose_trials_all_failed_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_method_whose_trials_all_failed_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     done = Trial(0, {}, "a", "finished", (0.5,))
     results = {
         "EPSD": [failed(0, "empty")],
@@ -241,6 +243,8 @@ def test_a_method_whose_trials_all_failed_does_not_end_the_others(tmp_path: Path
     words = ["digits_epsd", "--methods", "epsd,dense,early_pruning", "--storage", str(tmp_path)]
     assert sweep.main(words) == 1
     assert confirmed == ["Dense"]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("searching")]
+    assert said == ["searching epsd", "searching dense", "searching early_pruning"]
     table = (tmp_path / "EPSD/comparison.md").read_text()
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| epsd", "| dense", "| early_pruning"]
     results["EPSD"] = results["EarlyPruning"] = [done]
