@@ -5,9 +5,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks import published
 from benchmarks.differences import NOTE, Difference, compare, label_of
 from benchmarks.rows import MARKS, Row, plain
 from benchmarks.suites import Column, Table
+
+NONE_KNOWN = "No number for these rows was available."
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def parts(table: Table, rows: Sequence[Row]) -> list[Part]:
         _each("n", rows, lambda row: str(len(row.runs))),
         _each("seeds", rows, lambda row: row.seeds),
         *(_differences(table, compare(table, rows)) if table.controls or table.lines else []),
+        *([_published(rows)] if table.published else []),
         *(_mean(column, rows) for column in table.columns),
     ]
 
@@ -80,6 +84,9 @@ def notes(table: Table, rows: Sequence[Row]) -> list[str]:
     """What stands below a table, a paragraph each."""
     found = [*table.notes, "Means over n runs; ± is the sample standard deviation (n - 1)."]
     found += [NOTE] if table.controls or table.lines else []
+    if table.published:
+        known = "; ".join(f"[{number}] {text}" for text, number in published.sources(rows).items())
+        found.append(f"Published: test accuracy in percent, or its change by the method. {known or NONE_KNOWN}")
     marks = [row.marks() for row in rows]
     for name, mark in MARKS.items():
         told = sorted({own[name] for own in marks if name in own} - {name, "unknown"})
@@ -119,6 +126,18 @@ def _mean(column: Column, rows: Sequence[Row]) -> Part:
         shown.append(f"{text} ± {std:.{column.digits}f}" if column.spread and std is not None else text)
         exact.append(["" if each is None else f"{each:.{column.digits}f}" for each in (mean, std)[: len(names)]])
     return Part(column.heading, names, shown, exact)
+
+
+def _published(rows: Sequence[Row]) -> Part:
+    """What others print for the same method, data and network, with the number of its source in the notes."""
+    numbers = published.sources(rows)
+    shown, exact = [], []
+    for row in rows:
+        known = published.of(row)
+        texts = [f"{each.text} [{numbers[published.source_of(each)]}]" for each in known]
+        shown.append("; ".join(texts) or "not available")
+        exact.append(["; ".join(each.text for each in known), "; ".join(map(published.source_of, known))])
+    return Part("published", ["published", "published_source"], shown, exact)
 
 
 def _differences(table: Table, differences: Sequence[Difference | None]) -> list[Part]:

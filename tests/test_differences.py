@@ -16,6 +16,7 @@ from benchmarks.formats import as_csv, as_markdown
 from benchmarks.latex import as_latex
 from benchmarks.rows import build
 from benchmarks.suites import SUITES, Line, Suite, Table, own, table_of
+from pipelines.execute import labels
 from pipelines.identity import canonical
 from pipelines.publish import flatten
 from tests.test_tables import run_of
@@ -188,17 +189,14 @@ def run_of_line(suite: Suite, line: Line, seed: int, accuracy: float, **params: 
     """A run as MLflow and runs.parquet have it."""
     experiment = dataclasses.replace(line.experiment, seed=seed)
     flat = {name: str(value) for name, value in flatten(canonical(experiment))}
+    known = labels(experiment)
     return run_of(
         suite=suite.name,
         run_id=f"{line.label}/{seed}",
-        method_label=experiment.method.label,
-        dataset=experiment.data.label,
-        model=experiment.model,
-        sparsity=experiment.sparsity,
-        seed=seed,
+        **known | {"seed": seed, "sparsity": experiment.sparsity},
         test_accuracy=accuracy,
         data_fingerprint="d" * 16,
-        params=json.dumps(flat | {"dataset": experiment.data.label} | params),
+        params=json.dumps(flat | known | params),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +54,7 @@ def made_up(suite: str, number: int) -> dict[str, Any]:
 
 @pytest.mark.alone
 def test_all_tables_of_ten_thousand_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    each = NUM_RUNS // len(TABLES)
+    each = math.ceil(NUM_RUNS / len(TABLES))
     runs = [made_up(suite, number) for suite in TABLES for number in range(each)]
     _write_runs(tmp_path / "runs.parquet", runs)
     began = time.process_time()

@@ -68,7 +68,7 @@ def table_of(suite: Suite) -> Table:
     """The table of a suite's runs. Lines that look alike in it are told apart by their settings."""
     rows = {"method_label": "method", "dataset": "data", "model": "model", "sparsity": "sparsity"}
     notes = (f"{suite.paper}. {suite.question}", str(suite.budget), *suite.notes)
-    return Table(suite.title, suite.name, rows, ACCURACY, COLUMNS, notes, lines=suite.lines)
+    return Table(suite.title, suite.name, rows, ACCURACY, COLUMNS, notes, lines=suite.lines, published=True)
 
 
 REDUCED_SEEDS = (0, 1)

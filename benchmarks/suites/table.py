@@ -47,6 +47,7 @@ class Table:
     notes: what a reader has to know, below the table.
     controls: label of a row -> label of the row that it is compared with, seed by seed. A label is the value of the
     first field of `rows`, or all that stands in a row's first cell but its marks, where rows share that value.
+    published: show what papers print for the same rows (benchmarks/published.py).
     lines: of a suite, which say themselves what they are compared with; `controls` is for tables without them.
     """
 
@@ -58,6 +59,7 @@ class Table:
     notes: tuple[str, ...] = ()
     controls: Mapping[str, str] = field(default_factory=dict)
     lines: tuple[Line, ...] = ()
+    published: bool = False
 
 
 COSTS = (
