@@ -81,7 +81,7 @@ def show(sweep: Sweep, trials: int, console: Console) -> None:
     plan = sweep.plan
     size = spaces.num_points(plan.space, PER_RANGE) if plan.search == "grid" else None
     count = f"a grid of {size:,} points, at most {trials} trials" if size else f"{trials} trials by {plan.search}"
-    say(console, f"{plan.experiment.name}: {count}, scheduler {plan.scheduler}, objective {','.join(plan.goal.names)}")
+    say(console, f"{plan.title}: {count}, scheduler {plan.scheduler}, objective {','.join(plan.goal.names)}")
     console.print(spaces.table(plan.space, plan.experiment))
     for name in sweep.fixed:
         say(console, f"{name} is given as an option: it is not searched")

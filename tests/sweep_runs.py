@@ -16,7 +16,7 @@ from compression.spaces import Choices, LogRange, Range
 from pipelines.data.config import Digits
 from pipelines.experiment import Experiment, Training
 from pipelines.search.journal import Entry, Journal
-from pipelines.search.plan import Found, Limits, Plan
+from pipelines.search.plan import Found, Limits, Plan, UnreadableError
 from pipelines.search.study import Study
 from pipelines.search.trial import Goal, Trial
 
@@ -64,7 +64,7 @@ class FormulaRuns:
 
     def found(self, experiment: Experiment) -> Found | None:
         if experiment.identity in self.damaged:
-            raise ValueError("result.json is damaged")
+            raise UnreadableError("result.json is damaged")
         return self.finished.get(experiment.identity)
 
     def history(self, experiment: Experiment) -> list[float]:

@@ -380,19 +380,21 @@ def test_a_repeat_of_a_running_trial_is_told_as_failed(tmp_path: Path, monkeypat
     assert (0, "finished", (accuracy(spaces.at(plan().experiment, {"method.sparsity": 0.5}), 3),)) in sampler.heard
 
 
-def test_runs_that_cannot_be_used_are_failed_trials(tmp_path: Path):
+def test_trials_whose_runs_cannot_be_used_stay_open(tmp_path: Path):
     of, runs = plan({"method.sparsity": Choices((0.5, 0.7, 0.9))}, "grid"), FormulaRuns()
     known = {each: spaces.at(of.experiment, {"method.sparsity": each}) for each in (0.5, 0.7)}
     runs.damaged.add(known[0.5].identity)
     study = open_study(tmp_path, runs, of, 3)
     number, experiment = study.next()
     assert (number, experiment) == (1, known[0.7])
-    assert (study.trials()[0].state, study.trials()[0].error) == ("failed", "result.json is damaged")
+    assert (study.trials()[0].state, study.losses[0]) == ("running", "result.json is damaged")
     runs.finish(experiment)
     runs.damaged.add(experiment.identity)
     study.end(number, Outcome())
-    assert (study.trials()[1].state, study.trials()[1].error) == ("failed", "result.json is damaged")
+    assert (study.trials()[1].state, study.losses[1]) == ("running", "result.json is damaged")
     assert play(study, runs)[2].state == "finished"
+    runs.damaged.clear()
+    assert [trial.state for trial in play(open_study(tmp_path, runs, of, 3), runs)] == ["finished"] * 3
 
 
 def test_a_lost_or_interrupted_trial_stays_open(tmp_path: Path):

@@ -144,13 +144,12 @@ def _sweep(options: argparse.Namespace, command: cli.Command, words: Sequence[st
         )
     if experiment.seed in options.confirm:
         raise ValueError(f"--confirm {experiment.seed} is the seed of the search itself: confirm with other seeds")
-    fixed: list[str] = []
-    if options.vary:
-        space = spaces.vary(options.vary, experiment)
-    else:
-        space = spaces.own(experiment)
-        given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
-        fixed = [name for name in space if name in given or _negated(name) in given]
+    space = spaces.vary(options.vary, experiment) if options.vary else spaces.own(experiment)
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
+    fixed = [name for name in space if name in given or _negated(name) in given]
+    if options.vary and fixed:
+        raise ValueError(f"{fixed[0]} is given as an option and in --vary: leave one of them out")
+    if not options.vary:
         space = {name: each for name, each in space.items() if name not in fixed}
         if not space:
             raise ValueError(

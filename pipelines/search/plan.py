@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from compression.methods import name_of
 from compression.spaces import Space
 from pipelines.experiment import Experiment
 from pipelines.search.trial import Goal
@@ -21,11 +22,15 @@ class Found:
     teachers: Mapping[str, float] = field(default_factory=dict)
 
 
+class UnreadableError(Exception):
+    """A finished run cannot be used as it is now: it is damaged, or was made of other data."""
+
+
 class Runs(Protocol):
     """The runs behind the trials."""
 
     def found(self, experiment: Experiment) -> Found | None:
-        """Of its finished run; None: there is none. ValueError: it is of other data, damaged, or lacks a cost."""
+        """Of its finished run; None: there is none. ValueError: it lacks a cost. UnreadableError."""
 
     def history(self, experiment: Experiment) -> Sequence[float]:
         """The accuracy after each epoch of its last training, as far as it is stored."""
@@ -44,6 +49,13 @@ class Plan:
     search: str = "optuna"
     scheduler: str = "asha"
     goal: Goal = field(default_factory=Goal)
+
+    @property
+    def title(self) -> str:
+        """One readable line, without the values that vary."""
+        experiment = self.experiment
+        method, objective = name_of(experiment.method).replace("_", " "), experiment.method.objective.label
+        return f"{method} ({objective}), {experiment.model} on {experiment.data.label}, seed {experiment.seed}"
 
     @property
     def epochs(self) -> int:

@@ -10,7 +10,7 @@ from pipelines import reuse
 from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.run_folder import RunFolder
-from pipelines.search.plan import Found
+from pipelines.search.plan import Found, UnreadableError
 from pipelines.search.trial import Goal
 from pipelines.teachers import closure
 
@@ -83,7 +83,10 @@ class StoredRuns:
 
     def found(self, experiment: Experiment) -> Found | None:
         folder = self.folder(experiment)
-        result = reuse.read_finished(experiment, folder, self.note)
+        try:
+            result = reuse.read_finished(experiment, folder, self.note)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
         if result is None:
             return None
         metrics = result["metrics"]

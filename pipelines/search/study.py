@@ -17,7 +17,7 @@ from compression.spaces import LogRange, Range, Space
 from pipelines.experiment import Experiment
 from pipelines.search import spaces
 from pipelines.search.journal import Entry, Journal
-from pipelines.search.plan import Found, Limits, Plan, Runs
+from pipelines.search.plan import Found, Limits, Plan, Runs, UnreadableError
 from pipelines.search.samplers import SAMPLERS, Sampler
 from pipelines.search.trial import Point, State, Trial
 
@@ -144,6 +144,9 @@ class Study:
             return
         try:
             found = self._runs.found(self.experiment(number))
+        except UnreadableError as error:
+            self.lost(number, str(error))
+            return
         except ValueError as error:
             self._end(number, "failed", error=str(error))
             return
@@ -163,11 +166,14 @@ class Study:
             return ""
 
     def _start(self, number: int) -> Any:
-        """The item of a trial that is to run; None: it has ended, as its run is finished already or impossible."""
+        """The item of a trial that is to run; None: its run is finished already, impossible or unreadable."""
         try:
             experiment = self.experiment(number)
             found = self._runs.found(experiment)
             history = self._runs.history(experiment) if found else []
+        except UnreadableError as error:
+            self.lost(number, str(error))
+            return None
         except ValueError as error:
             self._end(number, "failed", error=str(error))
             return None

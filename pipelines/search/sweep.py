@@ -24,6 +24,7 @@ from cluster.lock import lock
 from cluster.records import read_json, sha256_of, write_record
 from cluster.run_record import Metric, RunRecord
 from cluster.tuning import tune
+from compression.methods import name_of
 from pipelines import identity
 from pipelines.checks import check_before_workers
 from pipelines.driver import check_storage_outlives_job, resolve
@@ -130,7 +131,7 @@ def _about(folder: Path, plan: Plan, place: Place) -> dict[str, Any]:
 
     about = {
         "identity": folder.name,
-        "name": f"sweep of {plan.experiment.name}",
+        "name": f"sweep of {plan.title}",
         "experiment": identity.canonical(plan.experiment),
         "space": {name: str(each) for name, each in plan.space.items()},
         "search": plan.search,
@@ -177,7 +178,7 @@ def _write_results(swept: Swept, place: Place, console: Console) -> list[Path]:
     if swept.best:
         first = max(swept.best, key=lambda trial: trial.values or ())
         about = {
-            "sweep": f"{folder.name}, {plan.experiment.name}",
+            "sweep": f"{folder.name}, {plan.title}",
             "recipe": place.recipe,
             "trial": str(first.number),
             "validation accuracy": f"{(first.values or (0.0,))[0]:.4f}, seed {plan.experiment.seed}",
@@ -185,7 +186,7 @@ def _write_results(swept: Swept, place: Place, console: Console) -> list[Path]:
         write_settings(best, first, plan.experiment, about)
         written.append(best)
     if swept.trials:
-        paths, notes = draw(swept.trials, plan.goal, plan.space, swept.plan.experiment.name, folder / "figures")
+        paths, notes = draw(swept.trials, plan.goal, plan.space, plan.title, folder / "figures")
         for note in notes:
             say(console, note)
         written += paths
@@ -203,7 +204,7 @@ def _track(
     running = swept.stopped or swept.lost
     record = RunRecord(
         identity=swept.folder.name,
-        name=f"sweep {plan.experiment.method.label} {plan.experiment.model} {swept.folder.name[:4]}",
+        name=f"sweep {name_of(plan.experiment.method)} {plan.experiment.model} {swept.folder.name[:4]}",
         params={
             **{f"space.{name}": str(each) for name, each in plan.space.items()},
             **{key: about[key] for key in ("search", "scheduler", "recipe")},
