@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,20 +47,36 @@ class Point:
 
 
 def draw(name: str, table: Table, rows: Sequence[Row]) -> dict[str, str]:
-    """File name -> SVG, of each figure for which two rows or more have numbers. The same rows give the same bytes."""
+    """File name -> SVG, of each figure for which two rows or more have numbers. The same rows give the same bytes.
+
+    Each network on each data set has figures of its own: between them, neither accuracies nor costs compare.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.runs[0]["dataset"] or "-", row.runs[0]["model"] or "-"), []).append(row)
     found = {}
-    sparsity = Column("sparsity", "", "")
-    series = _series(table, rows, sparsity)
+    for (dataset, model), own in sorted(groups.items()):
+        several = len(groups) > 1
+        words = re.sub(r"[^A-Za-z0-9]+", "_", f"{dataset} {model}")
+        title = f"{table.title}, {model} on {dataset}" if several else table.title
+        found |= _figures(f"{name}-{words}" if several else name, title, table, own)
+    return found
+
+
+def _figures(name: str, title: str, table: Table, rows: Sequence[Row]) -> dict[str, str]:
+    found = {}
+    series = _series(table, rows, Column("sparsity", "", ""))
     if len({point.x for points in series.values() for point in points}) > 1:
-        title = f"{table.title}: sparsity ({SPREAD})"
-        found[f"{name}-sparsity.svg"] = _render(title, series, lambda axes: _over_sparsity(axes, table, series))
+        found[f"{name}-sparsity.svg"] = _render(
+            f"{title}: sparsity ({SPREAD})", series, lambda axes: _over_sparsity(axes, table, series)
+        )
     for kind, (words, column) in COSTS.items():
         kept, where = _of_one_machine(rows) if column.field == LATENCY else (rows, "")
         series_of = _series(table, kept, column)
         if sum(map(len, series_of.values())) > 1:
             heading = column.heading + where
             found[f"{name}-{kind}.svg"] = _render(
-                f"{table.title}: {words} ({SPREAD})",
+                f"{title}: {words} ({SPREAD})",
                 series_of,
                 lambda axes, shown=series_of, heading=heading: _over_cost(axes, table, shown, heading),
             )
@@ -120,11 +137,14 @@ def _over_sparsity(axes: Axes, table: Table, series: dict[str, list[Point]]) -> 
 
 
 def _over_cost(axes: Axes, table: Table, series: dict[str, list[Point]], heading: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     for number, (label, points) in enumerate(series.items()):
         _line(axes, number, label, [point.x for point in points], points, wide=True)
     costs = [point.x for points in series.values() for point in points]
-    if min(costs) > 0 and max(costs) / min(costs) > 20:
+    if min(costs) > 0 and max(costs) / min(costs) > 10:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(with_prefix)
     axes.xaxis.set_minor_formatter(lambda value, place: "")
     axes.set_xlabel(heading)

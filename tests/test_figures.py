@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -94,12 +95,24 @@ def test_latencies_of_several_machines_are_not_compared():
     assert where == "\n(CPU, 1 thread)"
 
 
-def test_lines_of_several_networks_say_which():
-    runs = [*runs_of("A", 0.9, 0.8, model="vgg"), *runs_of("A", 0.9, 0.7, model="resnet")]
-    assert [*figures._series(TABLE, build(TABLE, runs), Column("sparsity", "", ""))] == [
-        "A, model resnet",
-        "A, model vgg",
+def test_each_network_and_data_set_has_its_own_figures():
+    runs = [
+        run
+        for model in ("timm/vgg 1", "resnet")
+        for sparsity in (0.5, 0.9)
+        for run in runs_of("A", sparsity, 0.8, model=model, dataset="cifar10")
     ]
+    found = draw("demo", TABLE, build(TABLE, runs))
+    assert [*found] == [f"demo-cifar10_{model}-{kind}.svg" for model in ("resnet", "timm_vgg_1") for kind in KINDS]
+    title = " ".join(texts_of(found["demo-cifar10_timm_vgg_1-sparsity.svg"]))
+    assert "timm/vgg 1 on cifar10: sparsity" in title
+    assert "resnet" not in title
+
+
+def test_lines_that_differ_in_another_field_say_so():
+    table = dataclasses.replace(TABLE, rows={**TABLE.rows, "workers": "workers"})
+    runs = [*runs_of("A", 0.9, 0.8, workers=1), *runs_of("A", 0.9, 0.7, workers=2)]
+    assert [*figures._series(table, build(table, runs), Column("sparsity", "", ""))] == ["A, workers 1", "A, workers 2"]
 
 
 def test_figures_are_written_beside_the_tables_and_checked(
