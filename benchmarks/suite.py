@@ -217,7 +217,9 @@ def make_table(suite: Suite, done: Done, placement: Placement, storage: Path, tr
     elif not known:
         say(console, "no table yet: no run is finished")
         return
-    tables.main([suite.name, "--runs", str(parquet), "--out", str(place / "tables")])
+    tables.main(
+        [suite.name, "--runs", str(parquet), "--out", str(place / "tables"), "--figures", str(place / "figures")]
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.suites import demo, every_method
 from benchmarks.suites.epsd import (
+    TABULATED,
     epsd_ablations,
     epsd_cifar10,
     epsd_cifar100,
@@ -35,7 +36,10 @@ SUITES: dict[str, Callable[..., Suite]] = {
 
 def _tables() -> dict[str, Table]:
     """Of every suite, whole and reduced; those of the demo and of every_method are their own."""
-    found = {suite.name: table_of(suite) for make in SUITES.values() for suite in (make(), make(reduced=True))}
+    found = {}
+    for name, make in SUITES.items():
+        more = {"sparsities": TABULATED} if name.startswith("epsd_") else {}
+        found |= {suite.name: table_of(suite) for suite in (make(**more), make(reduced=True, **more))}
     return {**found, "demo": demo.TABLE, "every_method": every_method.TABLE}
 
 

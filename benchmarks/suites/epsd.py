@@ -27,6 +27,9 @@ PAPER = "EPSD (Chen et al., AAAI 2024, arXiv 2402.00084)"
 
 SPARSITIES = (0.36, 0.59, 0.79, 0.9, 0.95)
 
+TABULATED = (*SPARSITIES, 0.8, 0.98, 0.99)
+"""Rows of these sparsities are compared with their controls, whichever of them a suite was asked to run."""
+
 SEEDS = (0, 1, 2)
 
 DISTILLATIONS = ("cs_kd", "ps_kd", "dlb")

@@ -79,10 +79,11 @@ def _students(student: Experiment, all_rounds: tuple[int, ...]) -> Iterator[Line
             controls = {}
         controls["longer"] = replace(method, source="dense", longer_teacher=longer(student, rounds))
         first = all_rounds[0] if method.student == "given" else rounds
-        against = _label(student, replace(method, rounds=first, source="dense"))
-        yield Line(_label(student, method), replace(student, method=method), against)
-        for control in controls.values():
-            yield Line(_label(student, control), replace(student, method=control))
+        dense, own = _label(student, replace(method, rounds=first, source="dense")), _label(student, method)
+        yield Line(own, replace(student, method=method), dense)
+        for source, control in controls.items():
+            # The method is compared with the dense teacher, the other controls with the method.
+            yield Line(_label(student, control), replace(student, method=control), own if source != "dense" else None)
 
 
 def longer(student: Experiment, rounds: int) -> Experiment:
