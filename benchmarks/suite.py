@@ -26,7 +26,9 @@ from rich.text import Text
 
 from benchmarks import takeover
 from benchmarks.done import Done, as_rows, find, installed, of_line, seconds_left
-from benchmarks.suites import SUITES, Suite, experiments
+from benchmarks.rows import build
+from benchmarks.suites import SUITES, TABLES, Suite, experiments, table_of
+from cluster.atomic import write_atomically
 from cluster.checkpoints import open_storage
 from cluster.exit import exit_process
 from cluster.stopping import StopSignal, stop_on_sigterm
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped by Ctrl-C, 143: by SIGTERM.
     """
     options, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    suite, placement, console = read_suite(options, rest), read_placement(options), Console()
+    whole, placement, console = read_suite(options, rest), read_placement(options), Console()
+    suite = only(whole, options.only) if options.only else whole
     check_storage_outlives_job(placement.storage)
     storage = open_storage(placement.storage)
     status = takeover.take_over(suite, options.taken, storage, console) if options.taken else 0
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("stopped; start the same command again to go on")
         return 130
-    make_table(suite, done, placement, storage, options.track, console)
+    make_table(whole, done, placement, storage, options.track, console)
     left = find(runs, storage, options.runs).missing(runs)
     say(console, f"{len(runs) - len(left)} of {len(runs)} runs are done" + ("" if left else ": the suite is complete"))
     if left:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_suite(options: argparse.Namespace, rest: Sequence[str]) -> Suite:
-    """The suite that a command line asks for. ValueError: a name, label or option that there is not."""
+    """The suite that a command line asks for, with all its rows. ValueError: a name or option that there is not."""
     make, places = choose("suite", options.name, SUITES), data_options(rest)
     for name in (*REDUCED_ONLY, "sparsities"):
         value = getattr(options, name)
@@ -90,7 +93,7 @@ def read_suite(options: argparse.Namespace, rest: Sequence[str]) -> Suite:
     suite = make(reduced=options.reduced, **places)
     if options.seeds:
         suite = replace(suite, seeds=tuple(dict.fromkeys(options.seeds)))
-    return only(suite, options.only) if options.only else suite
+    return suite
 
 
 def only(suite: Suite, patterns: Sequence[str]) -> Suite:
@@ -200,7 +203,11 @@ def stopping_after(minutes: float | None) -> Iterator[threading.Event]:
 
 
 def make_table(suite: Suite, done: Done, placement: Placement, storage: Path, track: bool, console: Console) -> None:
-    """Collect the runs from MLflow and results/, write the table and print it."""
+    """Collect the runs from MLflow and results/, write the table and print it.
+
+    In results/ the table is the registered one, so that `tables.py --check` makes it again. Elsewhere its lines are
+    those of this command, whose epochs, network or sparsities may be others.
+    """
     if not (installed("mlflow") and installed("pyarrow")):
         say(console, "no table: it names runs of MLflow, and MLflow or pyarrow is not installed", "yellow")
         return
@@ -217,9 +224,15 @@ def make_table(suite: Suite, done: Done, placement: Placement, storage: Path, tr
     elif not known:
         say(console, "no table yet: no run is finished")
         return
-    tables.main(
-        [suite.name, "--runs", str(parquet), "--out", str(place / "tables"), "--figures", str(place / "figures")]
-    )
+    table = TABLES[suite.name]
+    if table.lines and not track:
+        table = table_of(suite)
+    rows = build(table, collect.read_runs(parquet))
+    source = "results/runs.parquet" if track else str(parquet)
+    files = tables.files_of(suite.name, table, rows, source, place / "tables", place / "figures")
+    for path, text in files.items():
+        write_atomically(path, text.encode())
+    tables.show(table, rows, files[place / "tables" / f"{suite.name}.md"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = str(parquet.relative_to(ROOT) if parquet.is_relative_to(ROOT) else parquet)
     texts: dict[Path, str] = {}
     for name, rows in built.items():
-        texts |= _texts(out / name, name, TABLES[name], rows, source)
-        if pictures is not None:
-            texts |= {pictures / file: svg for file, svg in draw(name, TABLES[name], rows).items()}
+        texts |= files_of(name, TABLES[name], rows, source, out, pictures)
     if options.check:
         return 0 if check(texts, [out, *([pictures] if pictures else [])], bool(options.names)) else 1
     for path, text in texts.items():
@@ -98,6 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, rows in built.items():
         show(TABLES[name], rows, texts[out / f"{name}.md"])
     return 0
+
+
+def files_of(
+    name: str, table: Table, rows: Sequence[Row], source: str, out: Path, pictures: Path | None
+) -> dict[Path, str]:
+    """File -> content of a table in `out`, and of its figures in `pictures`. source: of its runs."""
+    figures = {} if pictures is None else {pictures / file: svg for file, svg in draw(name, table, rows).items()}
+    return _texts(out / name, name, table, rows, source) | figures
 
 
 def _places(options: argparse.Namespace) -> tuple[Path, Path, Path | None]:

@@ -64,7 +64,7 @@ def finished(storage: Path) -> set[str]:
 
 def chosen(words: list[str]) -> set[str]:
     options, rest = suite._parser().parse_known_args(words)
-    return {each.identity for each in experiments(suite.read_suite(options, rest))}
+    return {each.identity for each in experiments(suite.only(suite.read_suite(options, rest), options.only))}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,7 @@ def test_killed_at_a_drawn_moment_it_ends_with_the_same_table(words: list[str], 
     assert not chosen(words) <= finished(killed), f"it had ended: ORCHARD_KILL_SEED={SEED}"
     assert start(words, killed) == 0
     assert table(killed, name) == table(quiet, name), f"ORCHARD_KILL_SEED={SEED}"
+    assert "| PtD (derived" in table(quiet, name) or re.search(r"EPSD.*\| 2 \| ProsPr \+ CS-KD \|", table(quiet, name))
     assert chosen(words) <= finished(killed)
 
 
@@ -183,7 +184,8 @@ def test_rows_of_other_machines_count_if_their_data_are_the_same(
 
 def test_another_method_version_does_not_count(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(whole / "runs.parquet", tmp_path / "runs.parquet")
-    runs = experiments(suite.read_suite(*suite._parser().parse_known_args(FEW)))
+    options, rest = suite._parser().parse_known_args(FEW)
+    runs = experiments(suite.only(suite.read_suite(options, rest), options.only))
     assert len(find(runs, tmp_path, tmp_path / "runs.parquet").elsewhere) == FEW_RUNS
     monkeypatch.setattr(type(runs[-1].method), "VERSION", 2, raising=False)
     assert len(find(runs, tmp_path, tmp_path / "runs.parquet").elsewhere) == FEW_RUNS - 2
