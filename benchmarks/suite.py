@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,8 +41,8 @@ from pipelines.progress import complain, duration, refusing, say
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
-SECONDS_BETWEEN_SIGNALS = 2.0
-"""A signal that comes before the driver listens is lost, so it is sent again."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""At the clock, and whether the driver listens to signals."""
 
 REDUCED_ONLY = ("model", "epochs", "precision")
 
@@ -136,18 +137,18 @@ def show(suite: Suite, done: Done, console: Console) -> None:
     missing, teachers = done.missing(runs), done.teachers(runs)
     say(console, f"{suite.title}. {suite.question}")
     drawing = Drawing("row", "runs", "in the storage", "in results", "to run", "time")
-    for line, left, time in per_line:
+    for line, left, seconds in per_line:
         own = [each.identity for each in of_line(suite, line)]
         here, there = (sum(name in where for name in own) for where in (done.here, done.elsewhere))
         counts = map(str, (len(own), here, there, len(left)))
-        drawing.add_row(Text(line.label), *counts, "unknown" if time is None else duration(time))
+        drawing.add_row(Text(line.label), *counts, "unknown" if seconds is None else duration(seconds))
     console.print(drawing)
     finished = len(runs) - len(missing)
     say(console, f"{len(suite.lines)} rows, {len(runs)} runs: {finished} done, {len(missing)} to run")
     if teachers:
         say(console, f"and {len(teachers)} teachers: {'; '.join(each.name for each in teachers)}")
-    known = sum(time or 0.0 for _, _, time in per_line)
-    unknown = sum(time is None for _, _, time in per_line)
+    known = sum(seconds or 0.0 for _, _, seconds in per_line)
+    unknown = sum(seconds is None for _, _, seconds in per_line)
     if missing:
         texts = [f"{duration(known)}, one after the other, as long as the row's done runs took"] if known else []
         texts += [f"unknown for {unknown} rows: python benchmarks/plan.py {suite.recipe} --help"] if unknown else []
@@ -173,9 +174,9 @@ def run(todo: Sequence[Experiment], placement: Placement, suite: Suite, minutes:
 
 @contextmanager
 def stopping_after(minutes: float | None) -> Iterator[threading.Event]:
-    """Sends SIGTERM to this process after so many minutes, again and again, until the block ends; the event tells it.
+    """Sends SIGTERM to this process after so many minutes, as soon as the driver listens; the event tells it.
 
-    SIGTERM from outside counts in the block as everywhere else: it is passed on until the driver has heard it.
+    SIGTERM from outside counts in the block as everywhere else: what comes before the driver listens is passed on.
     """
     time_is_up, ended = threading.Event(), threading.Event()
     if minutes is None:
@@ -183,14 +184,16 @@ def stopping_after(minutes: float | None) -> Iterator[threading.Event]:
         return
 
     def ring(asked: StopSignal) -> None:
-        left = minutes * 60
-        while not ended.wait(min(left, SECONDS_BETWEEN_SIGNALS)):
-            left -= SECONDS_BETWEEN_SIGNALS
-            if left <= 0 or asked.stop_requested:
-                if not asked.stop_requested:
-                    time_is_up.set()
-                left = SECONDS_BETWEEN_SIGNALS
-                os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + minutes * 60
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            if asked.stop_requested or time.monotonic() >= end:
+                listening = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+                # Nobody else is told: Ray's own handler, before and after the driver's, would end the process at once.
+                if isinstance(listening, StopSignal) and listening is not asked:
+                    if not asked.stop_requested:
+                        time_is_up.set()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     with stop_on_sigterm() as asked:
         bell = threading.Thread(target=ring, args=(asked,), daemon=True)

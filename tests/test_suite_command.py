@@ -112,7 +112,7 @@ def test_a_second_start_runs_nothing(whole: Path, capsys: pytest.CaptureFixture[
 def test_when_the_time_is_up_it_ends_well_and_goes_on(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(suite, "SECONDS_BETWEEN_SIGNALS", 0.05)
+    monkeypatch.setattr(suite, "SECONDS_BETWEEN_LOOKS", 0.01)
     assert start(FEW, tmp_path, "--max-minutes", "0.0001") == 0
     said = capsys.readouterr().out
     assert "0.0001 minutes are over: what was running is saved" in said
@@ -135,7 +135,7 @@ def test_sigterm_from_outside_ends_it_as_everywhere(tmp_path: Path):
 
 
 def test_a_signal_that_comes_before_the_driver_listens_is_not_lost(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(suite, "SECONDS_BETWEEN_SIGNALS", 0.02)
+    monkeypatch.setattr(suite, "SECONDS_BETWEEN_LOOKS", 0.01)
     with suite.stopping_after(10) as time_is_up:
         os.kill(os.getpid(), signal.SIGTERM)
         with stop_on_sigterm() as driver:
@@ -144,6 +144,22 @@ def test_a_signal_that_comes_before_the_driver_listens_is_not_lost(monkeypatch: 
                 time.sleep(0.01)
         assert driver.stop_requested
         assert not time_is_up.is_set()
+
+
+def test_only_the_driver_is_told_that_the_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(suite, "SECONDS_BETWEEN_LOOKS", 0.01)
+    heard: list[int] = []
+    with suite.stopping_after(0.0001) as time_is_up:
+        # As Ray does when it starts, and as it is again when the driver listens no more.
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        assert not time_is_up.wait(0.2)
+        with stop_on_sigterm() as driver:
+            assert time_is_up.wait(30)
+            time.sleep(0.05)
+        assert driver.stop_requested
+        time.sleep(0.1)
+        signal.signal(signal.SIGTERM, before)
+    assert heard == []
 
 
 def test_a_dry_run_shows_the_plan_and_starts_nothing(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
