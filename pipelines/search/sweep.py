@@ -25,7 +25,7 @@ from cluster.records import read_json, sha256_of, write_record
 from cluster.run_record import Metric, RunRecord
 from cluster.tuning import tune
 from compression.methods import name_of
-from pipelines import identity
+from pipelines import identity, reuse
 from pipelines.checks import check_before_workers
 from pipelines.driver import check_storage_outlives_job, resolve
 from pipelines.execute import environment
@@ -95,6 +95,7 @@ def run_sweep(plan: Plan, limits: Limits, place: Place, console: Console) -> Swe
     asked = dataclasses.replace(place.placement, launcher="ray", workers=workers, parallel=1)
     placement, group = resolve(asked, storage)
     check_before_workers([plan.experiment], storage, group.world_size)
+    reuse.remember_images([plan.experiment], storage, lambda text: say(console, text))
     folder = storage / "sweeps" / identity_of(plan)
     publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", place.suite, console)
     publisher.reach(required=not folder.exists())
