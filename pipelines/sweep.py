@@ -105,6 +105,10 @@ def show_cost(recipe: str, sweep: Sweep, trials: int) -> int:
     hours = plan["plans"][0]["hours"]
     print(f"a whole trial takes {duration(hours * 3600)} on one device ({plan['hardware']}) with its teachers, ")
     print(f"{trials} of them {duration(trials * hours * 3600)}, one after the other. Nothing was started.")
+    if others := [name for name in sweep.plan.space if name == "model" or name.startswith(("training.", "data."))]:
+        print(f"That is with the default of {', '.join(others)}: other values may take longer or shorter.")
+    if sweep.plan.scheduler == "asha":
+        print("asha stops many of them early; how many depends on the data.")
     return 0
 
 
