@@ -89,7 +89,8 @@ class _Watch(TorchDispatchMode):
         factors = [args[place] for place in OPERANDS[operator]]
         weights = [factor for factor in factors if _address(factor) in self._names]
         constant = [factor for factor in weights if self._names[_address(factor)] not in self._parameters]
-        if len(weights) == 2 and len(constant) == 1:  # a table of parameters, looked up by a fixed matrix
+        # A table of parameters, looked up by fixed matrices; a layer on fixed positions (mm, addmm) is a use.
+        if operator in ("bmm", "baddbmm") and len(weights) == 2 and len(constant) == 1:
             [table] = [factor for factor in weights if factor is not constant[0]]
             self._mark(result, self._names[_address(table)], False)
             return

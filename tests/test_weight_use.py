@@ -130,7 +130,9 @@ class Conditional(nn.Module):
         routing = images.mean((2, 3))[:, :2]
         kernel = (routing @ self.bank).view(4, 3, 3, 3)
         assert isinstance(self.lookup, torch.Tensor)
-        return self.head(nn.functional.conv2d(images, kernel).mean((2, 3)) + (self.lookup @ self.table).sum())
+        return self.head(
+            nn.functional.conv2d(images, kernel).mean((2, 3)) + (self.lookup[None] @ self.table[None]).sum()
+        )
 
 
 def test_kernels_that_depend_on_the_image_are_counted_and_tables_are_not():
