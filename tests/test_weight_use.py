@@ -38,7 +38,14 @@ def test_networks_of_papers_have_their_operations(name: str, giga: float):
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/densenetblur121d", "timm/mobilevit_xxs", "timm/mixer_s32_224", "timm/resnetv2_50x1_bit"]
+    "name",
+    [
+        "timm/densenetblur121d",
+        "timm/mobilevit_xxs",
+        "timm/mixer_s32_224",
+        "timm/resnetv2_50x1_bit",
+        "timm/swinv2_cr_tiny_224",
+    ],
 )
 def test_operations_are_those_that_torch_counts(name: str):
     model = models.build(name, 10)
