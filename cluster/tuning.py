@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,13 +20,13 @@ from cluster.environment import environment, thread_variables
 from cluster.group import Group
 from cluster.ray.trainer import connection, resource, run_on_ray
 from cluster.stopping import StopSignal, stop_on_sigterm
+from cluster.trials import WAIT, Report, Search, Trials
 from cluster.worker import Body, Outcome, Worker, run_item
 
 if TYPE_CHECKING:
     from ray.tune import Tuner
     from ray.tune.schedulers import TrialScheduler
-
-log = logging.getLogger(__name__)
+    from ray.tune.search import Searcher
 
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the storage is the record
@@ -39,26 +38,6 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-WAIT: Any = object()
-"""What `Search.next` returns while nothing can be started, but something may later."""
-
-
-class Search(Protocol):
-    """What is tried. All its methods are called in the driver's thread, one at a time."""
-
-    def next(self) -> tuple[int, Any] | None:
-        """Number and item of the next trial; None: there are no more; WAIT: not now."""
-
-    def report(self, number: int, event: dict[str, Any]) -> bool:
-        """A running trial has emitted an event; True: stop it, without an outcome."""
-        ...
-
-    def end(self, number: int, outcome: Outcome) -> None:
-        """A trial has ended by itself."""
-
-    def lost(self, number: int, reason: str) -> None:
-        """A trial cannot go on now: its process died more often than allowed, or a machine cannot store its work."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +69,13 @@ def tune(
     ):
         share = Share(group.threads, float(resource() == "GPU") if gpus is None else gpus)
         fits = check_share(share, group)
-        driver, files = _driver(search, group.max_failures), Path(group.storage) / "ray" / f"tune-{name}"
+        trials, files = Trials(search, group.max_failures), Path(group.storage) / "ray" / f"tune-{name}"
         variables = thread_variables(group.threads) | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it takes trials that are started again for errors
         how = body, group, marker
         while True:
             shutil.rmtree(files, ignore_errors=True)  # also of a driver that was killed
-            tuner = _tuner(driver, files, parallel or fits, stop_signal, how, _resources(share, group))
+            tuner = _tuner(trials, files, parallel or fits, stop_signal, how, _resources(share, group))
             try:
                 with environment(variables):
                     tuner.fit()
@@ -105,13 +84,13 @@ def tune(
                 # When Ray has killed a process for want of memory, Tune itself ends.
                 if not isinstance(error.__cause__, RayError):
                     raise
-                driver.start_again(str(error.__cause__).partition("\n")[0])
+                trials.start_again(str(error.__cause__).partition("\n")[0])
         shutil.rmtree(files, ignore_errors=True)
     return not stop_signal.stop_requested
 
 
 def _tuner(
-    driver: Any,
+    trials: Trials,
     files: Path,
     parallel: int,
     stop_signal: StopSignal,
@@ -124,8 +103,8 @@ def _tuner(
     return ray_tune.Tuner(
         ray_tune.with_resources(trial, resources),
         tune_config=ray_tune.TuneConfig(
-            search_alg=driver,
-            scheduler=_scheduler(driver.search),
+            search_alg=_searcher(trials),
+            scheduler=_scheduler(trials.search),
             num_samples=-1,
             max_concurrent_trials=parallel,
             reuse_actors=True,
@@ -171,14 +150,6 @@ def _resources(share: Share, group: Group) -> dict[str, float]:
     return {"cpu": share.cpus, "gpu": share.gpus}
 
 
-@dataclass(frozen=True)
-class _Report:
-    """What a trial tells the driver: an event, or its outcome. Not a dict, which Tune would flatten."""
-
-    event: dict[str, Any] | None = None
-    outcome: Outcome | None = None
-
-
 def _trial(config: dict[str, Any], how: tuple[Body, Group, Marker]) -> None:
     """One trial, in a thread of Tune's actor. `report` waits for the driver, and does not return if it says stop."""
     import ray
@@ -187,7 +158,7 @@ def _trial(config: dict[str, Any], how: tuple[Body, Group, Marker]) -> None:
     body, group, marker = how
 
     def emit(event: dict[str, Any]) -> None:
-        ray_tune.report({"report": _Report(event=event)})
+        ray_tune.report({"report": Report(event=event)})
 
     item = config["item"]
     if error := storage_error(marker, ray.util.get_node_ip_address()):
@@ -198,79 +169,38 @@ def _trial(config: dict[str, Any], how: tuple[Body, Group, Marker]) -> None:
         torch.set_num_threads(group.threads)
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         outcome = run_item(body, item, Worker(0, 1, device, None, emit))
-    ray_tune.report({"report": _Report(outcome=outcome), "done": True})
+    ray_tune.report({"report": Report(outcome=outcome), "done": True})
 
 
 class _NotStored:
     """Tune stores copies of what it works with, to go on after a crash. A search goes on from its caller's journal."""
 
-    def __init__(self, search: Search) -> None:
-        super().__init__()
-        self.search = search
-
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-def _driver(search: Search, max_failures: int) -> Any:
+def _searcher(trials: Trials) -> Searcher:
+    """Tune's view of a search: it asks for trials, and is told their ends."""
     from ray.tune.search import Searcher
 
     class Driver(_NotStored, Searcher):
-        """Tune's view of a search: it asks for trials, and is told their ends.
-
-        A trial whose process died is given out again. Tune itself does that only for trials that had begun to train.
-        """
-
-        def __init__(self, search: Search) -> None:
-            super().__init__(search)
-            self.running: dict[str, tuple[int, Any]] = {}
-            self.again: deque[tuple[int, Any]] = deque()
-            self.failures: Counter[int] = Counter()
+        def __init__(self, trials: Trials) -> None:
+            super().__init__()
+            self.trials = trials
 
         def suggest(self, trial_id: str) -> Any:
-            found = self.again.popleft() if self.again else self.search.next()
-            if found is None and not self.running:
+            found = self.trials.next(trial_id)
+            if found is None:
                 return Searcher.FINISHED
-            if found is None or found is WAIT:
-                return None
-            self.running[trial_id] = found
-            return {"number": found[0], "item": found[1]}
+            return None if found is WAIT else {"number": found[0], "item": found[1]}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            number, item = self.running.pop(trial_id)
-            report = (result or {}).get("report")
-            if error:
-                self.fail(number, item)
-            elif report is not None and report.outcome is not None:
-                self.ended(number, report.outcome)
-
-        def ended(self, number: int, outcome: Outcome) -> None:
-            """What a machine lacks says nothing of the trial."""
-            if outcome.external:
-                log.warning("trial %d cannot go on: %s", number, outcome.error)
-                self.search.lost(number, outcome.error or "")
-            else:
-                self.search.end(number, outcome)
-
-        def start_again(self, reason: str) -> None:
-            """All running trials have ended with Tune."""
-            log.warning("Ray Tune ended (%s) and is started again", reason)
-            running, self.running = list(self.running.values()), {}
-            for number, item in running:
-                self.fail(number, item)
-
-        def fail(self, number: int, item: Any) -> None:
-            self.failures[number] += 1
-            if max_failures != -1 and self.failures[number] > max_failures:
-                self.search.lost(number, f"its process died {self.failures[number]} times")
-                return
-            log.warning("the process of trial %d died: the trial is started again", number)
-            self.again.append((number, item))
+            self.trials.end(trial_id, (result or {}).get("report"), died=error)
 
         def save(self, checkpoint_path: str) -> None:
             """The caller saves what it needs."""
 
-    return Driver(search)
+    return Driver(trials)
 
 
 def _scheduler(search: Search) -> TrialScheduler:
@@ -278,6 +208,10 @@ def _scheduler(search: Search) -> TrialScheduler:
 
     class Events(_NotStored, FIFOScheduler):
         """Passes the events of trials to the search, which decides whether they are stopped."""
+
+        def __init__(self, search: Search) -> None:
+            super().__init__()
+            self.search = search
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             event = result["report"].event

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.records import as_record
-from cluster.tuning import WAIT
+from cluster.trials import WAIT
 from cluster.worker import Outcome
 from compression.methods import EPSD
 from compression.spaces import Choices, LogRange, Range

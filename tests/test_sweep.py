@@ -12,7 +12,7 @@ import pytest
 
 from cluster.halving import Halving
 from cluster.records import CHECKSUM, as_record
-from cluster.tuning import WAIT
+from cluster.trials import WAIT
 from cluster.worker import STOPPED, Outcome
 from compression.spaces import Choices, IntRange, LogRange, Range
 from pipelines.search import spaces

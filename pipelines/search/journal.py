@@ -54,12 +54,11 @@ class Journal:
     def _entry(self, line: bytes, number: int) -> Entry:
         try:
             entry = json.loads(line)
-            checksum = entry.pop(CHECKSUM)
-            if checksum == sha256(as_json(entry)) and entry.pop(NUMBER) == number:
-                return entry
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        raise ValueError(
-            f"{self.path}, line {number}, is damaged or was edited: what the search knew after it is lost. Delete "
-            f"{self.path.parent} to search anew; finished trials stay in the storage and cost nothing again"
-        )
+            if entry.pop(CHECKSUM) != sha256(as_json(entry)) or entry.pop(NUMBER) != number:
+                raise ValueError("its checksum or its number does not fit")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}, line {number}, is damaged or was edited: what the search knew after it is lost. Delete "
+                f"{self.path.parent} to search anew; finished trials stay in the storage and cost nothing again"
+            ) from error
+        return entry

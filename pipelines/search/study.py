@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.halving import Halving
-from cluster.tuning import WAIT
+from cluster.trials import WAIT
 from cluster.worker import Outcome
 from compression.spaces import LogRange, Range, Space
 from pipelines.experiment import Experiment
