@@ -1,7 +1,6 @@
 """What of a suite is done already: in the storage, or as a row of results/runs.parquet from another machine."""
 
 import contextlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from benchmarks.collect import Row, read_runs
 from benchmarks.suites import Line, Suite
+from cluster.environment import installed
 from cluster.records import as_json
 from pipelines import reuse
 from pipelines.experiment import Experiment
@@ -101,12 +101,6 @@ def seconds_left(suite: Suite, done: Done) -> list[tuple[Line, list[Experiment],
 def of_line(suite: Suite, line: Line) -> list[Experiment]:
     """The runs of a line."""
     return [replace(line.experiment, seed=seed) for seed in suite.seeds]
-
-
-def installed(package: str) -> bool:
-    with contextlib.suppress(ImportError):
-        return importlib.util.find_spec(package) is not None
-    return False
 
 
 def as_rows(suite: Suite, done: Done) -> list[dict[str, Any]]:

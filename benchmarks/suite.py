@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table as Drawing
 from rich.text import Text
 
-from benchmarks import takeover
-from benchmarks.done import Done, as_rows, find, installed, of_line, seconds_left
+from benchmarks import collect, tables, takeover
+from benchmarks.done import Done, as_rows, find, of_line, seconds_left
 from benchmarks.rows import build
 from benchmarks.suites import SUITES, TABLES, Suite, experiments, table_of
 from cluster.atomic import write_atomically
 from cluster.checkpoints import open_storage
+from cluster.environment import installed
 from cluster.exit import exit_process
 from cluster.stopping import StopSignal, stop_on_sigterm
 from compression.choose import choose
@@ -38,8 +39,6 @@ from pipelines.cli import report
 from pipelines.driver import STOPPED_STATUS, check_storage_outlives_job, run_experiments
 from pipelines.experiment import Experiment, Placement
 from pipelines.progress import complain, duration, refusing, say
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """At the clock, and whether the driver listens to signals."""
@@ -214,9 +213,7 @@ def make_table(suite: Suite, done: Done, placement: Placement, storage: Path, tr
     if not (installed("mlflow") and installed("pyarrow")):
         say(console, "no table: it names runs of MLflow, and MLflow or pyarrow is not installed", "yellow")
         return
-    from benchmarks import collect, tables
-
-    place = RESULTS if track else storage
+    place = tables.RESULTS if track else storage
     uri = placement.tracking_uri or f"sqlite:///{storage}/mlflow.db"
     parquet, known = place / "runs.parquet", as_rows(suite, done)
     if known:
@@ -257,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=["local", "ray"], help="local; in a Ray job ray")
     parser.add_argument("--storage", metavar="DIR", help="folder of everything of every run (or ORCHARD_STORAGE)")
     parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow (or MLFLOW_TRACKING_URI)")
-    parser.add_argument("--runs", type=Path, default=RESULTS / "runs.parquet", help="rows that count as done")
+    parser.add_argument("--runs", type=Path, default=tables.RESULTS / "runs.parquet", help="rows that count as done")
     parser.add_argument(
         "--import", dest="taken", type=Path, metavar="DIR", help="take over the finished runs of a storage"
     )

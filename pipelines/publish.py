@@ -1,7 +1,5 @@
 """Publisher: brings MLflow up to date with the storage. The storage is the record, MLflow a view of it."""
 
-import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from cluster.environment import installed
 from cluster.mlflow_store import database_of
 from cluster.tracking import DamagedError, Metric, RunRecord, Tracker
 from pipelines.progress import say
@@ -139,13 +138,15 @@ class Untracked(Publisher):
     ) -> dict[Path, str]:
         return {}
 
+    def publish_parent(self, record: RunRecord, children: Sequence[str]) -> str | None: ...
+
 
 def open_publisher(uri: str | None, storage: Path, suite: str, console: Console) -> Publisher:
     """The publisher of a suite. uri: of MLflow; None: the file in the storage, or Untracked if MLflow is not installed.
 
     ValueError: MLflow at `uri` was asked for, but is not installed.
     """
-    if has_mlflow():
+    if installed("mlflow"):
         return Publisher(uri or f"sqlite:///{storage}/mlflow.db", suite, console)
     if uri is not None:
         raise ValueError(
@@ -154,13 +155,6 @@ def open_publisher(uri: str | None, storage: Path, suite: str, console: Console)
     text = "MLflow is not installed: runs are not tracked. The same command, started where it is, tracks them"
     say(console, text, "yellow")
     return Untracked(f"sqlite:///{storage}/mlflow.db", suite, console)
-
-
-def has_mlflow() -> bool:
-    """Whether MLflow is installed."""
-    with contextlib.suppress(ImportError):
-        return importlib.util.find_spec("mlflow") is not None
-    return False
 
 
 ALIASED = ("test/", "val/")

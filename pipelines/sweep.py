@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cluster.atomic import write_atomically
 from cluster.exit import exit_process
+from pipelines.driver import STOPPED_STATUS
 from pipelines.progress import complain, duration, refusing, say
 from pipelines.search import options as asked
 from pipelines.search import spaces
@@ -20,9 +21,6 @@ from pipelines.search.options import Sweep
 from pipelines.search.samplers import PER_RANGE
 from pipelines.search.sweep import Place, Swept, run_sweep
 from pipelines.search.table import best_table, comparison
-
-STOPPED_STATUS = 143
-"""Exit status after SIGTERM, as in a shell."""
 
 TRADING = ("sparsity", "rounds", "share", "reduction")
 """Settings that decide how much is removed."""

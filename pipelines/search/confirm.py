@@ -25,7 +25,7 @@ def confirm(swept: Swept, seeds: Sequence[int], whole_front: bool, place: Place,
     """
     if not seeds:
         return 0
-    chosen = swept.best if whole_front else [max(swept.best, key=lambda trial: trial.values or ())]
+    chosen = swept.best if whole_front else [swept.first]
     base = swept.plan.experiment
     experiments = [replace(spaces.at(base, trial.point), seed=seed) for trial in chosen for seed in seeds]
     say(console, f"confirming {len(chosen)} setting{'s' * (len(chosen) > 1)} with seeds {' '.join(map(str, seeds))}")

@@ -32,7 +32,7 @@ from pipelines.execute import environment
 from pipelines.experiment import Placement
 from pipelines.progress import say
 from pipelines.provenance import provenance
-from pipelines.publish import Publisher, Status
+from pipelines.publish import Publisher, Status, open_publisher
 from pipelines.run_folder import RunFolder
 from pipelines.search.display import SweepProgress
 from pipelines.search.figures import draw
@@ -77,6 +77,11 @@ class Swept:
         """The best trial, or the Pareto front."""
         return front(self.trials)
 
+    @property
+    def first(self) -> Trial:
+        """The most accurate of the best."""
+        return max(self.best, key=lambda trial: trial.values or ())
+
 
 def identity_of(plan: Plan) -> str:
     """16 hexadecimal digits: the same for sweeps that draw and stop the same trials, however many they have."""
@@ -97,7 +102,7 @@ def run_sweep(plan: Plan, limits: Limits, place: Place, console: Console) -> Swe
     check_before_workers([plan.experiment], storage, group.world_size)
     reuse.remember_images([plan.experiment], storage, lambda text: say(console, text))
     folder = storage / "sweeps" / identity_of(plan)
-    publisher = Publisher(placement.tracking_uri or f"sqlite:///{storage}/mlflow.db", place.suite, console)
+    publisher = open_publisher(placement.tracking_uri, storage, place.suite, console)
     publisher.reach(required=not folder.exists())
     with lock(folder / "lock", lambda text: say(console, text)):
         about = _about(folder, plan, place)
@@ -177,7 +182,7 @@ def _write_results(swept: Swept, place: Place, console: Console) -> list[Path]:
     write_csv(table, swept.trials, plan.goal)
     written = [table]
     if swept.best:
-        first = max(swept.best, key=lambda trial: trial.values or ())
+        first = swept.first
         about = {
             "sweep": f"{folder.name}, {plan.title}",
             "recipe": place.recipe,
