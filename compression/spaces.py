@@ -15,18 +15,26 @@ identity on every digit."""
 
 
 @dataclass(frozen=True)
-class Range:
-    """All real numbers from low to high, uniformly."""
+class _Interval:
+    """What ranges of real numbers share."""
 
     low: float
     high: float
 
-    def __post_init__(self) -> None:
-        _check_ends(self.low, self.high, f"{number(self.low)}..{number(self.high)}")
-
     @property
     def size(self) -> None:
         """Number of values; None: they are continuous."""
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Range(_Interval):
+    """All real numbers from low to high, uniformly."""
+
+    def __post_init__(self) -> None:
+        _check_ends(self.low, self.high, f"{number(self.low)}..{number(self.high)}")
 
     def grid(self, num: int) -> list[float]:
         """`num` values at equal distances, with both ends. ValueError if num is below 2."""
@@ -38,29 +46,19 @@ class Range:
     def sample(self, draw: random.Random) -> float:
         return min(max(draw.uniform(self.low, self.high), float(self.low)), float(self.high))
 
-    def __contains__(self, value: Any) -> bool:
-        return _is_number(value) and self.low <= value <= self.high
-
     def __str__(self) -> str:
         return f"{number(self.low)}..{number(self.high)}"
 
 
 @dataclass(frozen=True)
-class LogRange:
+class LogRange(_Interval):
     """All real numbers from low to high, uniformly in their logarithm."""
-
-    low: float
-    high: float
 
     def __post_init__(self) -> None:
         text = f"log({number(self.low)},{number(self.high)})"
         if self.low <= 0:
             raise ValueError(f"a log range cannot contain 0: let {text} start above it, e.g. at 0.001")
         _check_ends(self.low, self.high, text)
-
-    @property
-    def size(self) -> None:
-        """Number of values; None: they are continuous."""
 
     def grid(self, num: int) -> list[float]:
         """`num` values at equal ratios, with both ends. ValueError if num is below 2."""
@@ -75,9 +73,6 @@ class LogRange:
         """The value at this share of the way from low (0) to high (1)."""
         value = math.exp((1 - share) * math.log(self.low) + share * math.log(self.high))
         return min(max(float(f"{value:.{DIGITS}g}"), float(self.low)), float(self.high))
-
-    def __contains__(self, value: Any) -> bool:
-        return _is_number(value) and self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"log({number(self.low)},{number(self.high)})"
@@ -164,10 +159,6 @@ def number(value: float) -> str:
 def word(value: Any) -> str:
     """The text of one value on the command line."""
     return number(value) if isinstance(value, float) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_ends(low: float, high: float, text: str) -> None:

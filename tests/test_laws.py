@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.blocked import BLOCK
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("compression", "cluster", "pipelines", "benchmarks")
 FORBIDDEN = {
@@ -150,17 +152,9 @@ def test_taken_names_are_detected():
     assert taken_names(taken | {"digits_epsd", "sweep"}) == taken
 
 
-WITHOUT = """
-import sys
-
-BLOCKED = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow", "optuna", "matplotlib"}
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
+WITHOUT = (
+    BLOCK
+    + """
 for name in BLOCKED:
     try:
         __import__(name)
@@ -194,6 +188,7 @@ model = artifact.load(RunFolder(storage, experiment.identity).path)
 assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 print("sparsity", outcome.value["metrics"]["cost/achieved_sparsity"], BLOCKED & set(sys.modules))
 """
+)
 
 
 def test_an_experiment_trains_without_the_optional_packages(tmp_path: Path):

@@ -23,6 +23,7 @@ from cluster.checkpoints import open_storage, write_json
 from cluster.stopping import stop_on_sigterm
 from pipelines.recipes import digits_epsd
 from pipelines.run_folder import RunFolder
+from tests.blocked import BLOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -252,23 +253,16 @@ def test_what_does_not_fit_is_not_taken_over(whole: Path, tmp_path: Path, capsys
     assert "is this storage" in capsys.readouterr().err
 
 
-WITHOUT = """
-import sys
-
-BLOCKED = {"ray", "mlflow", "deepspeed", "ffcv", "pyarrow", "optuna", "matplotlib"}
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
+WITHOUT = (
+    BLOCK
+    + """
 from benchmarks import suite
 
 status = suite.main(sys.argv[1:])
 assert not BLOCKED & set(sys.modules)
 sys.exit(status)
 """
+)
 
 
 def without(*words: str) -> tuple[int, str]:

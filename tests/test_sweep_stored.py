@@ -18,7 +18,7 @@ from pipelines.experiment import Experiment, Placement
 from pipelines.run_folder import RunFolder
 from pipelines.search import spaces
 from pipelines.search.plan import Plan, UnreadableError
-from pipelines.search.runs import COST_KEYS, StoredRuns, cost_of, run_trial, stored_accuracies
+from pipelines.search.runs import StoredRuns, cost_of, run_trial, stored_accuracies
 from pipelines.search.trial import COSTS, Goal
 from pipelines.teachers import needed
 from tests.enrolled import small
@@ -114,7 +114,7 @@ def test_costs_are_those_of_the_run(cost: str, storage: tuple[Path, list[Any]], 
     found = stored(path, Goal(cost)).found(students[0])
     assert found is not None
     assert found.values == (metrics["val/accuracy"], cost_of(metrics, cost))
-    expected = {"compacted_macs": "cost/macs"}.get(cost, COST_KEYS[cost])
+    expected = {"compacted_macs": "cost/macs"}.get(cost, COSTS[cost].metric)
     assert found.values[1] == metrics[expected] > 0
 
 
@@ -131,7 +131,7 @@ def test_costs_by_hand():
     assert cost_of(dense, "compacted_macs") == 10.0
     for cost, known in (("compacted_macs", {**dense, "cost/effective_macs": 4.0}), ("latency", dense)):
         with pytest.raises(
-            ValueError, match=f"the run has no {COST_KEYS[cost]}: .* choose another cost for --objective"
+            ValueError, match=f"the run has no {COSTS[cost].metric}: .* choose another cost for --objective"
         ):
             cost_of(known, cost)
 

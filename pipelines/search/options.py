@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         help="asha: stop trials that are not in the best third after 1, 3, 9... epochs; none: train all to their end "
         "(asha; none with a cost)",
     )
-    costs = "; ".join(f"{name}: {text}" for name, text in COSTS.items())
+    costs = "; ".join(f"{name}: {cost.meaning}" for name, cost in COSTS.items())
     made.add_argument(
         "--objective",
         default="accuracy",

@@ -11,21 +11,13 @@ from pipelines.execute import Work, execute
 from pipelines.experiment import Experiment, Placement
 from pipelines.run_folder import RunFolder
 from pipelines.search.plan import Found, UnreadableError
-from pipelines.search.trial import Goal
+from pipelines.search.trial import COSTS, Goal
 from pipelines.teachers import closure
 
 LAST_STAGE = "train"
 """The name that every method gives its last training."""
 
 ACCURACY = "val/accuracy"
-
-COST_KEYS = {
-    "effective_macs": "cost/effective_macs",
-    "compacted_macs": "cost/compacted_macs",
-    "latency": "cost/latency_seconds_batch_1",
-    "parameters": "cost/nonzero_parameters",
-}
-"""Cost of a goal -> metric of a run."""
 
 
 def run_trial(work: Work, worker: Worker) -> None:
@@ -108,7 +100,7 @@ class StoredRuns:
 
 def cost_of(metrics: Mapping[str, float], cost: str) -> float:
     """The cost of a finished run. ValueError: the run could not measure it."""
-    key = COST_KEYS[cost]
+    key = COSTS[cost].metric
     if key in metrics:
         return metrics[key]
     if cost == "compacted_macs" and metrics["cost/effective_macs"] == metrics["cost/macs"]:

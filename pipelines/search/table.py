@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.atomic import write_atomically
-from pipelines.search.trial import Goal, Trial, front
+from pipelines.search.trial import COSTS, Goal, Trial, front
 from pipelines.search.words import (
-    COST_NAMES,
     cost_text,
     epochs_of,
     most_accurate,
@@ -78,7 +77,7 @@ def best_table(trials: Sequence[Trial], goal: Goal, limit: int = 10) -> Table:
     names = short_names(settings_of(shown))
     caption = _caption(len(shown), len(done), goal, limit)
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-    for title in ("trial", "validation accuracy", *([COST_NAMES[goal.cost]] if goal.cost else [])):
+    for title in ("trial", "validation accuracy", *([COSTS[goal.cost].name] if goal.cost else [])):
         table.add_column(title, justify="right")
     wide = len(names) < MANY_SETTINGS
     for title in names.values() if wide else ["settings"]:
@@ -100,7 +99,7 @@ def comparison(results: Mapping[str, Sequence[Trial]], goal: Goal) -> tuple[Tabl
     results: name of the method -> its trials. The accuracy, cost and settings are those of its most accurate trial.
     """
     titles = ["method", "trials", "finished", "stopped", "failed", "epochs", "dense epochs", "validation accuracy"]
-    titles += [COST_NAMES[goal.cost]] if goal.cost else []
+    titles += [COSTS[goal.cost].name] if goal.cost else []
     lines = [_compared(method, trials, goal) for method, trials in results.items()]
     best = [f"{line[0]}: {line[-1]}" for line in lines]  # too long for a column
     table = Table(box=None, pad_edge=False, caption=Text("\n".join(["best settings", *best])), caption_justify="left")

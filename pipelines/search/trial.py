@@ -49,13 +49,31 @@ class Goal:
         return ["accuracy", self.cost] if self.cost else ["accuracy"]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep can minimise. metric: of a run. name: in tables. meaning: in the help."""
+
+    metric: str
+    name: str
+    meaning: str
+
+
 COSTS = {
-    "effective_macs": "multiply-accumulates of an image with weights that are not zero",
-    "compacted_macs": "multiply-accumulates of an image after channels without weights are removed",
-    "latency": "seconds of a forward pass of one image, measured where the trial ran",
-    "parameters": "parameters that are not zero",
+    "effective_macs": Cost(
+        "cost/effective_macs", "effective MACs", "multiply-accumulates of an image with weights that are not zero"
+    ),
+    "compacted_macs": Cost(
+        "cost/compacted_macs",
+        "compacted MACs",
+        "multiply-accumulates of an image after channels without weights are removed",
+    ),
+    "latency": Cost(
+        "cost/latency_seconds_batch_1",
+        "latency",
+        "seconds of a forward pass of one image, measured where the trial ran",
+    ),
+    "parameters": Cost("cost/nonzero_parameters", "parameters", "parameters that are not zero"),
 }
-"""Costs that a sweep can minimise."""
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -3,21 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.search.trial import Goal, Point, Trial
+from pipelines.search.trial import COSTS, Goal, Point, Trial
 
 STATES = ("finished", "running", "stopped", "failed")
 """States of a trial, in the order in which they are shown."""
 
 DECIMALS = 4
 """Significant digits of a setting in a table or figure. Files have all of them."""
-
-COST_NAMES = {
-    "effective_macs": "effective MACs",
-    "compacted_macs": "compacted MACs",
-    "latency": "latency",
-    "parameters": "parameters",
-}
-"""Cost -> its short name."""
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -58,7 +50,7 @@ def values_text(trial: Trial, goal: Goal) -> str:
     accuracy, *costs = trial.values
     if goal.cost is None:
         return f"{accuracy:.2%}"
-    unit = "" if goal.cost == "latency" else f" {COST_NAMES[goal.cost]}"
+    unit = "" if goal.cost == "latency" else f" {COSTS[goal.cost].name}"
     return f"{accuracy:.2%} at {cost_text(goal.cost, costs[0])}{unit}"
 
 
