@@ -33,7 +33,7 @@ from cluster.atomic import write_atomically
 from cluster.checkpoints import open_storage
 from cluster.environment import installed
 from cluster.exit import exit_process
-from cluster.stopping import StopSignal, stop_on_sigterm
+from cluster.stopping import StopSignal, listening, stop_on_sigterm
 from compression.choose import choose
 from pipelines.cli import report
 from pipelines.driver import STOPPED_STATUS, check_storage_outlives_job, run_experiments
@@ -185,14 +185,13 @@ def stopping_after(minutes: float | None) -> Iterator[threading.Event]:
     def ring(asked: StopSignal) -> None:
         end = time.monotonic() + minutes * 60
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            if asked.stop_requested or time.monotonic() >= end:
-                listening = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-                # Nobody else is told: Ray's own handler, before and after the driver's, would end the process at once.
-                if isinstance(listening, StopSignal) and listening is not asked:
-                    if not asked.stop_requested:
-                        time_is_up.set()
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
+            due = asked.stop_requested or time.monotonic() >= end
+            # Nobody else is told: Ray's own handler, before and after the driver's, would end the process at once.
+            if due and listening() not in (None, asked):
+                if not asked.stop_requested:
+                    time_is_up.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     with stop_on_sigterm() as asked:
         bell = threading.Thread(target=ring, args=(asked,), daemon=True)

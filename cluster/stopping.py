@@ -57,9 +57,15 @@ class StopSignal:
         return request
 
 
+def listening() -> StopSignal | None:
+    """The StopSignal that SIGTERM sets now; None: SIGTERM does something else."""
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return owner if isinstance(owner, StopSignal) else None
+
+
 def _default_in_child() -> None:
     """SIGTERM ends a forked child (which decodes images, for example): that is how its parent ends it."""
-    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopSignal):
+    if listening() is not None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

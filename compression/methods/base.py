@@ -55,7 +55,7 @@ class MethodConfig:
 
     def run(self, session: Session) -> nn.Module:
         """Run the method and return the finished network."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define run(session)")
 
     def controls(self) -> Sequence[MethodConfig]:
         """The configs of runs with which the method's claim must be compared."""
