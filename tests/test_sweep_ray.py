@@ -210,10 +210,10 @@ def test_a_full_disk_is_no_result_of_a_trial(tmp_path: Path):
 
 
 def want_memory_once(flag: Path, worker: Worker) -> None:
-    """Takes an eighth of the machine's memory at its first attempt, and waits."""
+    """Takes a quarter of the machine's memory at its first attempt, and waits."""
     if not flag.exists():
         flag.touch()
-        taken = torch.ones(psutil.virtual_memory().total // 8 // 4)
+        taken = torch.ones(psutil.virtual_memory().total // 4 // 4)
         time.sleep(120)
         raise AssertionError(f"Ray did not end this process ({taken.nbytes:,} bytes)")
 
@@ -233,7 +233,7 @@ class Once(Nothing):
 @pytest.mark.alone
 def test_a_trial_that_ray_kills_for_want_of_memory_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     used = psutil.virtual_memory().percent / 100
-    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + 0.06:.2f}")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + 0.16:.2f}")  # Ray itself takes about a tenth
     search = Once(tmp_path / "tried")
     group = Group(storage=str(tmp_path), launcher="ray", workers=1, max_failures=3)
     assert tune(want_memory_once, search, group, "memory", parallel=1)
